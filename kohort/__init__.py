@@ -1,0 +1,22 @@
+"""Train a thousand Keras networks in the time Keras trains one, and see what every one of them learned."""
+
+import os
+import sys
+
+__version__ = "0.1.0"
+
+if "keras" not in sys.modules:
+    os.environ["KERAS_BACKEND"] = "jax"
+import keras
+
+if keras.backend.backend() != "jax":
+    raise ImportError(
+        f"kohort must run on Keras's JAX backend. Received: Keras, imported earlier, on {keras.backend.backend()!r}. "
+        'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
+    )
+
+from kohort import data
+from kohort.cohort import Cohort
+from kohort.fit import FallBackWarning, fit
+
+__all__ = ["Cohort", "FallBackWarning", "data", "fit"]

@@ -1,0 +1,254 @@
+"""The compiled fit, written for one member.
+
+In come pure functions of one network (Keras's own steps), its state and the row numbers of each batch; out come the state
+after any number of epochs and the logs of each epoch. Nothing here knows Keras or many members until the last lines, which
+map a program over a leading member axis. The room exists because the time of a small `fit` is dispatch: one program that
+holds the whole loop over epochs and batches has none.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jaxtyping import Array, Bool, Int, UInt
+
+# A call returns to Python after about this long, so that progress moves and Ctrl-C is heard.
+CALL_SECONDS = 0.1
+# The most epochs of one call: fixed, so that any number of epochs is served by one program.
+MAX_EPOCHS = 4096
+# The most bytes of row numbers that one call carries.
+MAX_ROW_BYTES = 16 * 2**20
+
+
+class State(NamedTuple):
+    """All arrays that training changes, as Keras's four lists."""
+
+    trainable_variables: list
+    non_trainable_variables: list
+    optimizer_variables: list
+    metrics_variables: list
+
+
+class Functions(NamedTuple):
+    """One network's steps as pure functions of its `State` and a batch."""
+
+    train_step: Callable[[State, Any], tuple[dict, State]]
+    test_step: Callable[[State, Any], tuple[dict, State]]
+    predict_step: Callable[[State, Any], Any]
+    reset_metrics: Callable[[State], State]
+    results: Callable[[State, dict], dict]
+
+
+class Cut(NamedTuple):
+    """How one pass over the rows is cut: `full` batches of `batch_size` rows, then one of `partial` rows (0: none)."""
+
+    batch_size: int
+    full: int
+    partial: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of one pass."""
+        return self.full * self.batch_size + self.partial
+
+
+class Schedule(NamedTuple):
+    """What each epoch of a call does; None stands for "the same in every epoch" and costs nothing."""
+
+    rows: UInt[Array, "*member epoch row"] | None = None  # row numbers in batch order; None: as they come
+    full: Int[Array, "epoch"] | None = None  # full batches of the epoch; None: all of the cut
+    partial: Bool[Array, "epoch"] | None = None  # whether it ends with the partial batch; None: as cut
+    validates: Bool[Array, "epoch"] | None = None  # whether validation follows; None: always
+
+
+def take(samples: Any, rows: Any) -> Any:
+    """Gathers the batch with these row numbers."""
+    return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
+
+
+def run_batches(step: Callable, carry: Any, cut: Cut, rows: Any, full: Any = None, partial: Any = None) -> Any:
+    """Applies `carry = step(carry, rows)` to the batches of one pass, in order."""
+
+    def body(i: Any, carry: Any) -> Any:
+        return step(carry, lax.dynamic_slice_in_dim(rows, i * cut.batch_size, cut.batch_size))
+
+    if cut.full == 1 and full is None:
+        carry = step(carry, rows[: cut.batch_size])
+    elif cut.full:
+        carry = lax.fori_loop(0, cut.full if full is None else full, body, carry)
+    if not cut.partial:
+        return carry
+
+    def last(carry: Any) -> Any:
+        return step(carry, rows[cut.full * cut.batch_size :])
+
+    return last(carry) if partial is None else lax.cond(partial, last, lambda carry: carry, carry)
+
+
+def run_pass(
+    functions: Functions,
+    step: Callable,
+    state: State,
+    samples: Any,
+    cut: Cut,
+    rows: Any = None,
+    full: Any = None,
+    partial: Any = None,
+) -> tuple[State, dict]:
+    """Resets the metrics, runs `step` over one pass of the samples and returns the state and the pass's logs."""
+    rows = jnp.arange(cut.rows) if rows is None else rows
+    state = functions.reset_metrics(state)
+
+    def one(carry: tuple, rows: Any) -> tuple:
+        return apart(step)(carry[1], take(samples, rows))
+
+    batch = take(samples, rows[: cut.batch_size if cut.full else cut.partial])
+    no_logs, _ = zeros_like_result(step, state, batch)
+    logs, state = run_batches(one, (no_logs, state), cut, rows, full, partial)
+    return state, op_by_op(functions.results)(state, logs)
+
+
+def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
+    """Returns `run(state, samples, validation, schedule, count)`: `count` epochs of training for one member.
+
+    The logs come back as `(training, validation)` with a leading axis `epoch` of length `capacity`; from epoch `count`
+    on, and where an epoch did not validate, they hold zeros.
+    """
+
+    def train(state: State, samples: Any, schedule: Schedule, e: Any) -> tuple:
+        of_epoch = [None if part is None else part[e] for part in schedule[:3]]
+        return run_pass(functions, functions.train_step, state, samples, cut, *of_epoch)
+
+    def validate(state: State, validation: Any) -> tuple:
+        return run_pass(functions, functions.test_step, state, validation, validation_cut)
+
+    def skip(state: State, validation: Any) -> tuple:
+        return state, zeros_like_result(validate, state, validation)[1]
+
+    def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any) -> tuple:
+        state, logs = train(state, samples, schedule, e)
+        if validation_cut is None:
+            return state, (logs, {})
+        if schedule.validates is None:
+            state, val_logs = validate(state, validation)
+        else:
+            state, val_logs = lax.cond(schedule.validates[e], validate, skip, state, validation)
+        return state, (logs, val_logs)
+
+    def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
+        _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0)
+        history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
+
+        def body(e: Any, carry: tuple) -> tuple:
+            state, logs = one_epoch(carry[0], samples, validation, schedule, e)
+            return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
+
+        return lax.fori_loop(0, count, body, (state, history))
+
+    return run
+
+
+def zeros_like_result(function: Callable, *args: Any) -> Any:
+    """Returns zeros of the shapes that `function(*args)` would return, without running it."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *args))
+
+
+def evaluate_program(functions: Functions, cut: Cut) -> Callable:
+    """Returns `run(state, samples)`: the logs of one pass of `test_step` for one member."""
+
+    def run(state: State, samples: Any) -> dict:
+        return run_pass(functions, functions.test_step, state, samples, cut)[1]
+
+    return run
+
+
+def predict_program(functions: Functions, cut: Cut) -> Callable:
+    """Returns `run(state, samples)`: the outputs for all rows (leading axis `sample`) for one member."""
+
+    def run(state: State, samples: Any) -> Any:
+        parts = []
+        if cut.full:
+            whole = cut.full * cut.batch_size
+            batches = jax.tree.map(lambda a: a[:whole].reshape(cut.full, cut.batch_size, *a.shape[1:]), samples)
+            outputs = lax.map(lambda batch: functions.predict_step(state, batch), batches)
+            parts.append(jax.tree.map(lambda o: o.reshape(whole, *o.shape[2:]), outputs))
+        if cut.partial:
+            rest = jax.tree.map(lambda a: a[cut.full * cut.batch_size :], samples)
+            parts.append(functions.predict_step(state, rest))
+        return jax.tree.map(lambda *p: jnp.concatenate(p) if len(p) > 1 else p[0], *parts)
+
+    return run
+
+
+def apart(function: Callable) -> Callable:
+    """Returns `function` with a barrier before and after it, so that XLA merges nothing into it and it rounds as if alone."""
+
+    def alone(*args: Any) -> Any:
+        return lax.optimization_barrier(function(*lax.optimization_barrier(args)))
+
+    return alone
+
+
+def op_by_op(function: Callable) -> Callable:
+    """Returns `function` with a barrier after each operation, so that it rounds as it does when run eagerly.
+
+    XLA may merge neighbouring operations of one program (two constant factors become one), which changes the last bit.
+    """
+
+    def stepwise(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        values.update(zip(closed.jaxpr.invars, jax.tree.leaves(args), strict=True))
+        for equation in closed.jaxpr.eqns:
+            inputs = [v for v in equation.invars if not isinstance(v, Literal)]
+            single = Jaxpr((), inputs, equation.outvars, [equation], equation.effects, closed.jaxpr.debug_info)
+            outputs = jaxpr_as_fun(ClosedJaxpr(single, ()))(*(values[v] for v in inputs))
+            values.update(zip(equation.outvars, lax.optimization_barrier(list(outputs)), strict=True))
+        leaves = [v.val if isinstance(v, Literal) else values[v] for v in closed.jaxpr.outvars]
+        return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+
+    return stepwise
+
+
+class Pace:
+    """How many epochs one call may run, so that it returns after about `seconds`."""
+
+    def __init__(self) -> None:
+        """Starts without a measurement: the first call then runs a single epoch."""
+        self.seconds_per_epoch: float | None = None
+
+    def epochs(self, remaining: int, capacity: int, seconds: float = CALL_SECONDS) -> int:
+        """Returns the epochs of the next call, at least 1."""
+        affordable = 1 if self.seconds_per_epoch is None else int(seconds / self.seconds_per_epoch)
+        return max(1, min(remaining, capacity, affordable))
+
+    def record(self, epochs: int, seconds: float) -> None:
+        """Takes in what the last call took."""
+        self.seconds_per_epoch = max(seconds, 1e-9) / epochs
+
+
+def capacity(row_bytes: int) -> int:
+    """Returns the most epochs of one call, given the bytes of row numbers that one epoch carries."""
+    return max(1, min(MAX_EPOCHS, MAX_ROW_BYTES // max(1, row_bytes)))
+
+
+def wait(results: Any, interrupt: Any) -> bool:
+    """Waits for the arrays. Returns False as soon as `interrupt` is true: they are then left to finish unused."""
+    pause = 1e-4
+    leaves = jax.tree.leaves(results)
+    while not all(leaf.is_ready() for leaf in leaves):
+        if interrupt:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+    return True
+
+
+def over_members(run: Callable) -> Callable:
+    """Maps a training program over members: state and row numbers have a leading member axis, all else is shared."""
+    shared_schedule = Schedule(rows=0, full=None, partial=None, validates=None)  # type: ignore[arg-type]
+    return jax.vmap(run, in_axes=(0, None, None, shared_schedule, None))

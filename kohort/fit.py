@@ -1,0 +1,411 @@
+"""`kohort.fit`: a Keras model in, the same model trained out, in one compiled program.
+
+In come a compiled Keras model and the arguments of `model.fit`; out go the trained model and its `History`, bit for bit what
+`model.fit` gives on CPU. The room exists because it is the one-word door: replace `model.fit(` by `kohort.fit(model, `.
+"""
+
+import signal
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from kohort import engine, keras_internals
+from kohort.data import BatchOrder, Inputs, Recipe, check_recipe, inputs
+from kohort.engine import Cut, Pace, Schedule, State
+
+
+class FallBackWarning(UserWarning):
+    """Says in one line why a fit was run by plain Keras instead of a compiled program.
+
+    Example:
+        >>> import warnings, kohort
+        >>> warnings.simplefilter("error", kohort.FallBackWarning)  # makes every fall back an error
+        >>> warnings.simplefilter("default", kohort.FallBackWarning)
+    """
+
+
+def fit(
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    verbose: str | int = "auto",
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool | str = True,
+    class_weight: dict[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | list[int] = 1,
+) -> keras.callbacks.History:
+    """Trains the model as `model.fit` does, with all epochs in one compiled program.
+
+    Weights, optimizer state, metrics, history and the random generators end exactly as `model.fit` leaves them (on CPU bit
+    for bit). What cannot be compiled, such as a generator as `x` or a callback that acts inside an epoch, runs through
+    `model.fit` itself, and a `FallBackWarning` says why. The program is compiled at the first fit of a model and kept: other
+    epochs and other data of the same shape need no compilation.
+
+    Args:
+        model: A compiled Keras model on the JAX backend.
+        x: Samples: an array (sample, ...) of NumPy, JAX or pandas, or a list, tuple or dict of them.
+        y: Targets, likewise.
+        batch_size: Samples per step; 32 if not given.
+        epochs: The epoch to stop after, as in Keras.
+        verbose: 0 silent, 1 or "auto" one progress bar over all epochs, 2 one line per epoch.
+        callbacks: Keras callbacks. Those that act at epochs are called as by Keras, one epoch per program call.
+        validation_split: Share of the last rows that validate, in [0, 1).
+        validation_data: Tuple (x, y) or (x, y, sample_weight).
+        shuffle: Whether the rows are shuffled before each epoch (True), not at all (False), or within batches ("batch").
+        class_weight: Class number to weight.
+        sample_weight: Weights (sample,) or as in Keras.
+        initial_epoch: Number of the first epoch.
+        steps_per_epoch: Steps of one epoch; by default one pass over the data.
+        validation_steps: Steps of one validation; by default one pass.
+        validation_batch_size: Samples per validation step; `batch_size` if not given.
+        validation_freq: Validate every so many epochs, or after the epochs of a list (counted from 1).
+
+    Returns:
+        `model.history`, a `keras.callbacks.History`.
+
+    Raises:
+        TypeError: If the model is not Keras's, or an argument or array is of the wrong type.
+        ValueError: If the model is not compiled or an argument or array does not fit. The model is left as it was.
+
+    Example:
+        >>> import keras, kohort
+        >>> keras.utils.set_random_seed(7)
+        >>> x, y = kohort.data.xor()
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+        >>> model.compile(optimizer=keras.optimizers.RMSprop(1e-3), loss="mse")
+        >>> history = kohort.fit(model, x, y, epochs=2000, verbose=0)
+        >>> len(history.history["loss"]), history.history["loss"][-1] < 0.01
+        (2000, True)
+
+    Source:
+        `keras.Model.fit` (Keras 3.15), whose behaviour is followed in all but the form of the progress bar.
+    """
+    recipe = Recipe(
+        batch_size, epochs, validation_split, shuffle, class_weight, initial_epoch, steps_per_epoch,
+        validation_steps, validation_batch_size, validation_freq,
+    )  # fmt: skip
+    check_model(model)
+    check_recipe(recipe)
+    reason = why_fall_back(model, x, y, sample_weight, validation_data, callbacks)
+    if reason:
+        warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
+        arguments = {"x": x, "y": y, "verbose": verbose, "callbacks": callbacks, "sample_weight": sample_weight}
+        return model.fit(**arguments, validation_data=validation_data, **_given(recipe))
+    checked = inputs(model, x, y, sample_weight, validation_data, recipe)
+    return _Run(model, checked, recipe, callbacks, verbose).train()
+
+
+def _given(recipe: Recipe) -> dict:
+    """Returns the arguments that differ from Keras's defaults: Keras refuses some of them beside a generator."""
+    return {name: value for name, value in recipe._asdict().items() if value is not Recipe._field_defaults[name]}
+
+
+def check_model(model: Any) -> None:
+    """Raises unless `model` is a compiled Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}. "
+            "Build it with `keras.Sequential([...])` or `keras.Model(inputs, outputs)`."
+        )
+    if not model.compiled or model.optimizer is None:
+        raise ValueError(
+            f"`model` must be compiled. Received: model={model.name!r}, which is not. "
+            'Call `model.compile(optimizer="rmsprop", loss="mse")` first.'
+        )
+    rate = getattr(model.optimizer, "_learning_rate", None)
+    value = float(rate) if isinstance(rate, keras.Variable) else 0.0
+    if not np.isfinite(value) or value < 0:
+        raise ValueError(
+            "`model` must have a learning rate that is finite and not negative. "
+            f"Received: learning_rate={value}. Set `model.optimizer.learning_rate = 1e-3`."
+        )
+
+
+def why_fall_back(
+    model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any, callbacks: Any
+) -> str | None:
+    """Returns why Keras itself must run this fit, decided from what is asked, or None when it can be compiled."""
+    for name, stream in (("x", x), ("validation_data", validation_data)):
+        kind = keras_internals.stream_kind(stream)
+        if kind:
+            return f"`{name}` is {kind}"
+    leaves = keras.tree.flatten((x, y, sample_weight, validation_data))
+    if any(keras_internals.is_sparse(leaf) for leaf in leaves):
+        return "an array is sparse"
+    return keras_internals.why_keras_must_run(model) or _callback_reason(callbacks)
+
+
+EPOCH_HOOKS = {"on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end"}
+
+
+def _callback_reason(callbacks: Any) -> str | None:
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return "`callbacks` is a CallbackList"
+    inner_hooks = [h for h in dir(keras.callbacks.Callback) if h.startswith("on_") and h not in EPOCH_HOOKS]
+    for callback in keras.tree.flatten(callbacks) if callbacks else []:
+        for hook in inner_hooks:
+            if getattr(getattr(callback, hook), "__func__", None) is not getattr(keras.callbacks.Callback, hook):
+                return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
+    return None
+
+
+# --- compiled programs of a model -------------------------------------------------------------------------------------
+
+
+class Programs:
+    """The compiled programs of one model: traced once for each way of cutting data, compiled once for each shape."""
+
+    def __init__(self, model: keras.Model) -> None:
+        """Holds the model weakly; nothing is traced yet."""
+        self._functions = keras_internals.functions(model)
+        self._marker = keras_internals.compile_marker(model)
+        self._made: dict[tuple, Any] = {}
+
+    def is_of(self, model: keras.Model) -> bool:
+        """Says whether the model has not been compiled anew since."""
+        return self._marker is keras_internals.compile_marker(model)
+
+    def epochs(self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False) -> Callable:
+        """Returns the training program for one member, or for a block of them."""
+
+        def make() -> Callable:
+            run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
+            return jax.jit(engine.over_members(run) if members else run)
+
+        return self._once((cut, validation_cut, capacity, members), make)
+
+    def evaluate(self, cut: Cut, members: bool = False) -> Callable:
+        """Returns the evaluation program."""
+        run = engine.evaluate_program(self._functions, cut)
+        return self._once(("evaluate", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
+
+    def predict(self, cut: Cut, members: bool = False) -> Callable:
+        """Returns the prediction program."""
+        run = engine.predict_program(self._functions, cut)
+        return self._once(("predict", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
+
+    def pace(self, *key: Any) -> Pace:
+        """Returns the measured pace of a program at some shape."""
+        return self._once(("pace", *key), Pace)
+
+    def _once(self, key: tuple, make: Callable) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+_programs: "weakref.WeakKeyDictionary[keras.Model, Programs]" = weakref.WeakKeyDictionary()
+
+
+def programs_of(model: keras.Model) -> Programs:
+    """Returns the programs of the model, new ones after each `model.compile`."""
+    known = _programs.get(model)
+    if known is None or not known.is_of(model):
+        known = _programs[model] = Programs(model)
+    return known
+
+
+# --- the loop over calls ----------------------------------------------------------------------------------------------
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        """Starts as not pressed."""
+        self.pressed = False
+
+    def __bool__(self) -> bool:
+        """Says whether it was pressed."""
+        return self.pressed
+
+
+@contextmanager
+def held_interrupt() -> Iterator[Interrupt]:
+    """Holds Ctrl-C back inside the block, so that nothing is left half done, and raises KeyboardInterrupt after it."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        # Somebody else's handler (a server, a notebook that ignores Ctrl-C) decides; it is not ours to replace.
+        yield interrupt
+        return
+
+    def press(*_: Any) -> None:
+        interrupt.pressed = True
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupt:
+        raise KeyboardInterrupt
+
+
+class _Run:
+    """One compiled fit of one model."""
+
+    def __init__(self, model: keras.Model, data: Inputs, recipe: Recipe, callbacks: Any, verbose: Any) -> None:
+        self.model, self.data, self.recipe = model, data, recipe
+        keras_internals.symbolic_build(model, data.build_iterator)
+        self.order = BatchOrder(data.training.rows, recipe, model.steps_per_execution)
+        self.capacity = engine.capacity(self.order.row_bytes)
+        programs = programs_of(model)
+        self.program = programs.epochs(data.cut, data.validation_cut, self.capacity)
+        self.pace = programs.pace(self.capacity, data.cut, data.validation_cut, _shapes(data))
+        steps = recipe.steps_per_epoch or data.cut.full + bool(data.cut.partial)
+        self.callbacks = keras.callbacks.CallbackList(
+            callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=steps, model=model
+        )
+        self.has_callbacks = bool(callbacks)
+        self.progress = Progress(recipe.epochs, verbose)
+
+    def train(self) -> keras.callbacks.History:
+        """Runs all epochs and leaves the model at the end of the last one that finished."""
+        model = self.model
+        model.stop_training = False
+        self.callbacks.on_train_begin()
+        epoch = keras_internals.first_epoch(model, self.recipe.initial_epoch)
+        self.logs: dict = {}
+        self.state = keras_internals.read_state(model)
+        try:
+            with held_interrupt() as interrupt:
+                while epoch < self.recipe.epochs and not model.stop_training and not interrupt:
+                    epoch += self._call(epoch, interrupt)
+        finally:
+            keras_internals.write_state(model, self.state)
+            model.optimizer.finalize_variable_values(model.trainable_weights)
+        self.progress.finish()
+        self.callbacks.on_train_end(self.logs)
+        return model.history
+
+    def _call(self, epoch: int, interrupt: Interrupt) -> int:
+        """Runs one program call from `epoch` on and returns the number of epochs that were finished."""
+        if self.has_callbacks:
+            return self._call_with_callbacks(epoch, interrupt)
+        remaining = 1 if self.progress.is_per_epoch else self.recipe.epochs - epoch
+        count = self.pace.epochs(remaining, self.capacity)
+        columns = self._advance(epoch, count, interrupt)
+        if columns is None:
+            return 0
+        self.model.history.epoch.extend(range(epoch, epoch + count))
+        for name, values in columns.items():
+            self.model.history.history.setdefault(name, []).extend(values)
+        self.progress.update(epoch, count, self.logs)
+        return count
+
+    def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
+        """Runs one epoch between the callbacks, which see the model as it then is and may change it."""
+        self.callbacks.on_epoch_begin(epoch)
+        self.state = keras_internals.read_state(self.model)
+        if self._advance(epoch, 1, interrupt) is None:
+            return 0
+        keras_internals.write_state(self.model, self.state)
+        self.callbacks.on_epoch_end(epoch, self.logs)
+        self.state = keras_internals.read_state(self.model)
+        self.progress.update(epoch, 1, self.logs)
+        return 1
+
+    def _advance(self, epoch: int, count: int, interrupt: Interrupt) -> dict[str, list] | None:
+        """Trains `count` epochs; returns their logs by name, or None if it was interrupted before they were finished."""
+        generator = np.random.get_state()
+        schedule = self.order.draw(count, self.capacity)._replace(validates=self._validates(epoch, count))
+        start = time.perf_counter()
+        finished = False
+        try:
+            validation = self.data.validation.batch if self.data.validation else None
+            state, logs = self.program(self.state, self.data.training.batch, validation, schedule, count)
+            # Only a call of one epoch may be longer than a moment; given up, it costs that unfinished epoch.
+            finished = engine.wait(logs, interrupt) if count == 1 else bool(jax.block_until_ready(logs))
+        finally:
+            if not finished:
+                np.random.set_state(generator)
+        if not finished:
+            return None
+        self.pace.record(count, time.perf_counter() - start)
+        self.state = state
+        columns, self.logs = log_columns(logs, schedule.validates, count)
+        return columns
+
+    def _validates(self, epoch: int, count: int) -> np.ndarray | None:
+        if self.data.validation is None or self.recipe.validation_freq == 1:
+            return None
+        validates = np.zeros(self.capacity, bool)
+        freq = self.recipe.validation_freq
+        validates[:count] = [keras_internals.validates_at(self.model, epoch + e, freq) for e in range(count)]
+        return validates
+
+
+def _shapes(data: Inputs) -> tuple:
+    return tuple(leaf.shape for leaf in jax.tree.leaves((data.training.batch, data.validation)) if hasattr(leaf, "shape"))
+
+
+def log_columns(logs: Any, validates: np.ndarray | None, count: int) -> tuple[dict[str, list], dict]:
+    """Turns the logs of a call into Python numbers: a list per name, sorted by name as Keras does, and the last epoch's logs.
+
+    The lists of validation metrics hold the epochs that validated only.
+    """
+    every = np.ones(count, bool)
+    validates = every if validates is None else validates[:count]
+    columns, last = {}, {}
+    training, validation = logs
+    parts = [("", training, every), ("val_", validation, validates)]
+    named = {prefix + name: (log, ran) for prefix, part, ran in parts for name, log in part.items()}
+    for name, (log, ran) in sorted(named.items()):
+        values = np.asarray(log)[:count][ran]
+        columns[name] = values.tolist() if values.ndim == 1 else list(values)
+        if ran[-1]:
+            last[name] = columns[name][-1]
+    return {name: values for name, values in columns.items() if values}, last
+
+
+class Progress:
+    """Shows how far a fit is: one bar over all epochs, or one line per epoch."""
+
+    def __init__(self, epochs: int, verbose: str | int) -> None:
+        """Shows nothing before the first update."""
+        self.epochs = epochs
+        self.verbose = 1 if verbose == "auto" else int(verbose)
+        self.bar = keras.utils.Progbar(epochs, unit_name="epoch") if self.verbose == 1 else None
+        self.last: tuple[int, list] | None = None
+
+    @property
+    def is_per_epoch(self) -> bool:
+        """Whether each epoch is shown by itself."""
+        return self.verbose == 2
+
+    def update(self, epoch: int, count: int, logs: dict) -> None:
+        """Takes in the last logs of the `count` epochs from `epoch` on."""
+        values = [(name, value) for name, value in logs.items() if np.ndim(value) == 0]
+        if self.bar is not None:
+            self.bar.stateful_metrics.update(name for name, _ in values)
+            self.bar.update(epoch + count, values, finalize=False)
+            self.last = (epoch + count, values)
+        elif self.verbose == 2:
+            shown = "".join(f" - {name}: {value:.4g}" for name, value in values)
+            print(f"Epoch {epoch + count}/{self.epochs}{shown}")
+
+    def finish(self) -> None:
+        """Ends the bar's line."""
+        if self.bar is not None and self.last:
+            self.bar.update(*self.last, finalize=True)

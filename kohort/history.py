@@ -1,0 +1,240 @@
+"""What comes out: the histories of many members, how each ended, and how often they succeed.
+
+In come plain NumPy arrays; out go records of plain NumPy arrays and Python numbers. The room exists so that results can be
+read, tested and kept without JAX or Keras.
+"""
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Num
+
+
+class Outcome(enum.StrEnum):
+    """Why a member stopped training; the value is the message.
+
+    Example:
+        >>> from kohort.history import Outcome
+        >>> print(Outcome.DIVERGED)
+        the loss is no longer a finite number
+    """
+
+    COMPLETED = "all epochs were run"
+    DIVERGED = "the loss is no longer a finite number"
+
+
+class SuccessRate(NamedTuple):
+    """How many members of a cohort succeeded, with the Wilson interval of the rate.
+
+    Args:
+        k: Members that met the criterion.
+        n: Members in all.
+        rate: k / n.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        confidence: Confidence level of the interval.
+
+    Example:
+        >>> from kohort.history import success_rate
+        >>> print(success_rate([True, True, False, False]))
+        2 of 4 (50.0 %, 95 % interval 15.0 to 85.0 %)
+    """
+
+    k: int
+    n: int
+    rate: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        """Reads as a sentence part: counts, rate, interval."""
+        interval = f"{self.confidence:.0%} interval".replace("%", " %")
+        return f"{self.k} of {self.n} ({100 * self.rate:.1f} %, {interval} {100 * self.low:.1f} to {100 * self.high:.1f} %)"
+
+
+def success_rate(solved: Bool[np.ndarray, "member"] | list[bool], confidence: float = 0.95) -> SuccessRate:
+    """Counts successes and gives the Wilson score interval of their rate.
+
+    The Wilson interval keeps its level for rates near 0 and 1 and for few members, where the textbook interval fails.
+
+    Args:
+        solved: One truth value per member, at least one.
+        confidence: Confidence level, between 0 and 1.
+
+    Returns:
+        The counts, the rate and the interval.
+
+    Raises:
+        ValueError: If there are no members or the level is not between 0 and 1.
+
+    Example:
+        >>> from kohort.history import success_rate
+        >>> success_rate([True] * 9 + [False]).k
+        9
+
+    Source:
+        Wilson, Probable inference (1927); `scipy.stats.binomtest(...).proportion_ci("wilson")`.
+    """
+    from scipy.stats import binomtest
+
+    solved = np.asarray(solved, bool)
+    if solved.ndim != 1 or solved.size == 0:
+        raise ValueError(
+            f"`solved` must have one truth value per member. Received: solved with shape={solved.shape}. "
+            "Pass an array of shape (member,)."
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
+        )
+    k, n = int(solved.sum()), int(solved.size)
+    interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return SuccessRate(k, n, k / n, float(interval.low), float(interval.high), confidence)
+
+
+class CohortHistory(Mapping):
+    """The metrics of all members by epoch: a mapping from metric name to an array (member, epoch).
+
+    Args:
+        metrics: Metric name to array (member, epoch); NaN where an epoch did not record the metric.
+        seeds: The seed of each member, in the order of the arrays.
+        epoch: The number of each epoch, as in `keras.callbacks.History.epoch`.
+
+    Example:
+        >>> import numpy as np
+        >>> from kohort.history import CohortHistory
+        >>> history = CohortHistory({"loss": np.array([[0.5, 0.1], [0.5, np.nan]])}, seeds=[3, 8], epoch=[0, 1])
+        >>> history
+        CohortHistory(2 members, 2 epochs: loss)
+        >>> float(history["loss"][0, -1])
+        0.1
+        >>> [outcome.name for outcome in history.outcome]
+        ['COMPLETED', 'DIVERGED']
+    """
+
+    def __init__(self, metrics: Mapping[str, np.ndarray], seeds: list[int], epoch: list[int]) -> None:
+        """Keeps the arrays as they are."""
+        self.history: dict[str, Num[np.ndarray, "member epoch *value"]] = dict(metrics)
+        self.seeds = list(seeds)
+        self.epoch = list(epoch)
+
+    def __getitem__(self, metric: str) -> np.ndarray:
+        """Returns the array (member, epoch) of the metric."""
+        if metric not in self.history:
+            raise KeyError(
+                f"`metric` must be one of {', '.join(map(repr, self.history))}. Received: metric={metric!r}. "
+                "Metrics are named in `model.compile(metrics=...)`; those of validation begin with 'val_'."
+            )
+        return self.history[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the metric names."""
+        return iter(self.history)
+
+    def __len__(self) -> int:
+        """Returns the number of metrics."""
+        return len(self.history)
+
+    def __repr__(self) -> str:
+        """Says how many members and epochs there are and which metrics."""
+        return f"CohortHistory({len(self.seeds)} members, {len(self.epoch)} epochs: {', '.join(self.history)})"
+
+    def last(self, metric: str) -> np.ndarray:
+        """Returns the last recorded value of the metric for each member, shape (member,).
+
+        Args:
+            metric: A metric name.
+
+        Returns:
+            Array (member,): of the last epoch, or of the last epoch that validated.
+
+        Raises:
+            KeyError: If there is no such metric.
+
+        Example:
+            >>> import numpy as np
+            >>> from kohort.history import CohortHistory
+            >>> history = CohortHistory({"val_loss": np.array([[0.5, np.nan]])}, seeds=[0], epoch=[0, 1])
+            >>> history.last("val_loss")
+            array([0.5])
+        """
+        values = self[metric]
+        recorded = np.flatnonzero(~np.isnan(values).all(axis=tuple(i for i in range(values.ndim) if i != 1)))
+        return values[:, recorded[-1] if recorded.size else -1]
+
+    @property
+    def outcome(self) -> np.ndarray:
+        """The `Outcome` of each member, an object array (member,)."""
+        finite = np.isfinite(self.last("loss"))
+        return np.array([Outcome.COMPLETED if ok else Outcome.DIVERGED for ok in finite], dtype=object)
+
+
+Criterion = Callable[[CohortHistory], np.ndarray]
+
+
+def solved(
+    history: CohortHistory,
+    criterion: Criterion | None,
+    bounds: Mapping[str, float],
+    directions: Mapping[str, str | None],
+) -> Bool[np.ndarray, "member"]:
+    """Says which members meet a criterion after training.
+
+    Args:
+        history: The members' metrics.
+        criterion: Callable that takes the history and returns one truth value per member, or None.
+        bounds: Metric name to the bound that its last recorded value must reach; all must hold.
+        directions: Metric name to "down" (at most the bound), "up" (at least the bound) or None (unknown).
+
+    Returns:
+        Array (member,) of bool. NaN meets no bound.
+
+    Raises:
+        TypeError: If the criterion is not callable.
+        ValueError: If nothing is asked, a metric is unknown or has no direction, or the criterion returns another shape.
+    """
+    if criterion is None and not bounds:
+        raise ValueError(
+            "`success_rate` must be given a criterion, by metric or as a callable. Received: none. "
+            "Write for example `success_rate(loss=0.01)`."
+        )
+    met = np.ones(len(history.seeds), bool)
+    if criterion is not None:
+        met &= _called(criterion, history)
+    for metric, bound in bounds.items():
+        met &= _reaches(history, metric, bound, directions.get(metric))
+    return met
+
+
+def _called(criterion: Criterion, history: CohortHistory) -> np.ndarray:
+    if not callable(criterion):
+        raise TypeError(
+            "`criterion` must be a callable that takes the history and returns one truth value per member. "
+            f"Received: criterion={criterion!r}. For a bound on a metric write `success_rate(loss={criterion!r})`."
+        )
+    met = np.asarray(criterion(history))
+    if met.shape != (len(history.seeds),) or met.dtype != bool:
+        raise ValueError(
+            f"`criterion` must return a bool array of shape ({len(history.seeds)},), one truth value per member. "
+            f"Received: shape={met.shape}, dtype={met.dtype}. Compare along the epochs, "
+            "for example `lambda history: history['loss'].min(axis=1) < 0.01`."
+        )
+    return met
+
+
+def _reaches(history: CohortHistory, metric: str, bound: float, direction: str | None) -> np.ndarray:
+    if metric not in history:
+        raise ValueError(
+            f"`{metric}` must be a metric of the history: {', '.join(history)}. Received: {metric}={bound!r}. "
+            "Metrics are named in `model.compile(metrics=...)`."
+        )
+    if direction not in ("up", "down"):
+        raise ValueError(
+            f"`{metric}` must be a metric that says whether more is better. Received: {metric}={bound!r}. "
+            f"Pass a callable instead, for example `lambda history: history.last({metric!r}) >= {bound!r}`."
+        )
+    last = history.last(metric)
+    return last <= bound if direction == "down" else last >= bound

@@ -1,0 +1,310 @@
+"""Keras's private parts, all of them, in one room.
+
+In come a Keras model or the arguments of a fit; out go pure functions, row numbers and arrays. The room exists so that a
+new Keras release can break kohort in one file only. Written against Keras 3.15.1 (`tests/test_keras_internals.py` names it).
+"""
+
+import functools
+import random
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+from keras.src import backend as keras_backend
+from keras.src.backend.config import is_nnx_enabled
+from keras.src.backend.jax.trainer import JAXEpochIterator
+from keras.src.models.functional import Functional
+from keras.src.random import seed_generator
+from keras.src.trainers.data_adapters import (
+    array_data_adapter,
+    array_slicing,
+    data_adapter_utils,
+    is_grain_dataset,
+    is_tf_dataset,
+    is_torch_dataloader,
+)
+
+from kohort.engine import Functions, State
+
+SEEN_WITH = "3.15.1"
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def is_array_like(structure: Any) -> bool:
+    """Says whether Keras would read `structure` with its array adapter."""
+    return array_data_adapter.can_convert_arrays((structure,))
+
+
+def is_sparse(leaf: Any) -> bool:
+    """Says whether `leaf` is a sparse or ragged array, which cannot be gathered by row number."""
+    return (
+        data_adapter_utils.is_scipy_sparse(leaf)
+        or data_adapter_utils.is_jax_sparse(leaf)
+        or data_adapter_utils.is_tensorflow_sparse(leaf)
+        or data_adapter_utils.is_tensorflow_ragged(leaf)
+    )
+
+
+def stream_kind(x: Any) -> str | None:
+    """Names the kind of batch stream that `x` is, or None when it is none that Keras knows."""
+    kinds = {
+        "a generator": lambda: isinstance(x, types.GeneratorType),
+        "a PyDataset": lambda: isinstance(x, keras.utils.PyDataset),
+        "a tf.data.Dataset": lambda: is_tf_dataset(x),
+        "a torch DataLoader": lambda: is_torch_dataloader(x),
+        "a grain dataset": lambda: is_grain_dataset(x),
+    }
+    return next((kind for kind, holds in kinds.items() if holds()), None)
+
+
+def validation_split(arrays: Any, fraction: float) -> tuple[Any, Any]:
+    """Splits `(x, y, sample_weight)` as `model.fit(validation_split=...)` does: the last rows validate."""
+    return array_slicing.train_validation_split(arrays, validation_split=fraction)
+
+
+def epoch_iterator(x: Any, y: Any = None, sample_weight: Any = None, **arguments: Any) -> Any:
+    """Returns the iterator over batches that `model.fit` would make."""
+    return JAXEpochIterator(x=x, y=y, sample_weight=sample_weight, **arguments)
+
+
+def whole_batch(x: Any, y: Any, sample_weight: Any, class_weight: Any, rows: int) -> Any:
+    """Returns all rows as one batch, converted to arrays and packed exactly as Keras's adapter packs a batch."""
+    iterator = epoch_iterator(x, y, sample_weight, batch_size=rows, class_weight=class_weight)
+    return next(iterator.data_adapter.get_jax_iterator())
+
+
+def epoch_batches(iterator: Any, steps_per_execution: int) -> list[Any]:
+    """Returns the batches of one epoch, read the way `JAXTrainer.fit` reads them."""
+    batches = []
+    with iterator.catch_stop_iteration():
+        for _, _, source in iterator:
+            batches.append(next(source))
+            # One execution takes up to `steps_per_execution` batches; the data may end inside it.
+            for _ in range(steps_per_execution - 1):
+                batch = next(source, None)
+                if batch is not None:
+                    batches.append(batch)
+    return batches
+
+
+# --- the model as pure functions --------------------------------------------------------------------------------------
+
+
+def symbolic_build(model: keras.Model, iterator: Any) -> bool:
+    """Builds what is not built of the model, its metrics and its optimizer. Returns whether a batch was read for it."""
+    reads_a_batch = (
+        not all(layer.built for layer in model._flatten_layers())
+        or (model._compile_metrics is not None and not model._compile_metrics.built)
+        or (model._compile_loss is not None and not model._compile_loss.built)
+    )
+    model._symbolic_build(iterator=iterator)
+    return reads_a_batch
+
+
+def fresh_fit_reads_a_batch(model: keras.Model) -> bool:
+    """Says whether the first fit after `model.compile` reads one batch more, to build losses and metrics."""
+    return model._compile_metrics is not None or model._compile_loss is not None
+
+
+def build_like(model: keras.Model, batch: Any) -> None:
+    """Builds metrics, loss and optimizer of the model for batches of this form."""
+    model._symbolic_build(data_batch=batch if isinstance(batch, tuple) else (batch,))
+
+
+def read_state(model: keras.Model) -> State:
+    """Returns the arrays that training changes, in Keras's order."""
+    return State(*([v.value for v in variables] for variables in _variables(model)))
+
+
+def write_state(model: keras.Model, state: State) -> None:
+    """Puts the arrays of `state` into the model's variables."""
+    for variables, values in zip(_variables(model), state, strict=True):
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+def _variables(model: keras.Model) -> State:
+    optimizer = model.optimizer
+    return State(
+        model.trainable_variables,
+        model.non_trainable_variables,
+        optimizer.variables if optimizer is not None else [],
+        model.metrics_variables,
+    )
+
+
+def functions(model: keras.Model) -> Functions:
+    """Returns Keras's own steps of `model` as pure functions of a `State`.
+
+    The functions hold the model weakly, so a program that was compiled from them does not keep it alive.
+    """
+    ref = weakref.ref(model)
+
+    def train_step(state: State, batch: Any) -> tuple[dict, State]:
+        logs, new = ref().train_step(tuple(state), batch)
+        return logs, State(*new)
+
+    def test_step(state: State, batch: Any) -> tuple[dict, State]:
+        logs, (trainable, non_trainable, metrics) = ref().test_step((state[0], state[1], state[3]), batch)
+        return logs, State(trainable, non_trainable, state.optimizer_variables, metrics)
+
+    def predict_step(state: State, batch: Any) -> Any:
+        return ref().predict_step((state.trainable_variables, state.non_trainable_variables), batch)[0]
+
+    def reset_metrics(state: State) -> State:
+        model = ref()
+        with keras.StatelessScope(zip(model.metrics_variables, state.metrics_variables, strict=True)) as scope:
+            model.reset_metrics()
+        return state._replace(metrics_variables=[scope.get_current_value(v) for v in model.metrics_variables])
+
+    def results(state: State, logs: dict) -> dict:
+        model = ref()
+        with keras.StatelessScope(zip(model.metrics_variables, state.metrics_variables, strict=True)):
+            return dict(model._get_metrics_result_or_logs(logs))
+
+    return Functions(train_step, test_step, predict_step, reset_metrics, results)
+
+
+def compile_marker(model: keras.Model) -> Any:
+    """Returns an object that is a new one after each `model.compile`."""
+    return model._loss_tracker
+
+
+def validates_at(model: keras.Model, epoch: int, validation_freq: int | list[int]) -> bool:
+    """Says whether `model.fit` validates after `epoch` (counted from 0)."""
+    return model._should_eval(epoch, validation_freq)
+
+
+def first_epoch(model: keras.Model, initial_epoch: int) -> int:
+    """Returns the epoch to start from; `BackupAndRestore` sets its own on the model."""
+    return model._initial_epoch or initial_epoch
+
+
+def why_keras_must_run(model: keras.Model) -> str | None:
+    """Returns why this model cannot be trained by a compiled program, or None when it can."""
+    if model.run_eagerly:
+        return "the model was compiled with `run_eagerly=True`"
+    if not model.jit_compile:
+        return "the model was compiled with `jit_compile=False`, or a layer of it does not support it"
+    if keras.distribution.distribution() is not None:
+        return "a `keras.distribution` is set"
+    if is_nnx_enabled():
+        return "Keras runs in NNX mode"
+    if keras.config.max_epochs() or keras.config.max_steps_per_epoch():
+        return "`keras.config` limits the epochs or the steps per epoch"
+    overridden = [
+        name
+        for name in ("fit", "evaluate", "make_train_function", "make_test_function")
+        if getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if overridden:
+        return f"{type(model).__name__} overrides `{overridden[0]}`"
+    return None
+
+
+def metric_direction(model: keras.Model, name: str) -> str | None:
+    """Returns "up" or "down", the way in which the metric of that name gets better, or None when Keras does not say."""
+    name = name.removeprefix("val_")
+    losses = {"loss", *(m.name for m in model._compile_loss.metrics)} if model._compile_loss else {"loss"}
+    if name in losses:
+        return "down"
+    metrics = model._compile_metrics.metrics if model._compile_metrics else []
+    return next((getattr(m, "_direction", None) for m in metrics if m.name == name), None)
+
+
+# --- clones and seeds -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def default_seeds(draw: Callable[[], int]) -> Iterator[None]:
+    """Makes every default seed that Keras draws inside the block come from `draw`."""
+    modules = (seed_generator, keras_backend.random)
+    originals = [module.make_default_seed for module in modules]
+    for module in modules:
+        module.make_default_seed = draw
+    try:
+        yield
+    finally:
+        for module, original in zip(modules, originals, strict=True):
+            module.make_default_seed = original
+
+
+class TracedSeed(int):
+    """A default seed that is a plain integer to Keras's checks and a traced array to JAX."""
+
+    def __new__(cls, traced: Any) -> "TracedSeed":
+        """Wraps the traced integer; as an `int` it is 1 and of no meaning."""
+        self = super().__new__(cls, 1)
+        self._traced = traced
+        return self
+
+    def __jax_array__(self) -> Any:
+        """Gives JAX the traced integer."""
+        return self._traced
+
+
+def default_seed(generator: random.Random) -> int:
+    """Draws a seed as `make_default_seed` draws it from Python's global generator."""
+    return generator.randint(1, int(1e9))
+
+
+def is_cloneable(model: keras.Model) -> bool:
+    """Says whether `keras.models.clone_model` gives the model with fresh weights: sequential and functional ones."""
+    return isinstance(model, keras.Sequential | Functional)
+
+
+def clone(model: keras.Model) -> keras.Model:
+    """Returns `keras.models.clone_model(model)`, not compiled."""
+    # A compiled Sequential would be compiled from its serialised form, which loses functions and lambdas.
+    compiled, model.compiled = model.compiled, False
+    try:
+        return keras.models.clone_model(model)
+    finally:
+        model.compiled = compiled
+
+
+def fixed_seed_layers(model: keras.Model) -> list[str]:
+    """Returns the names of the layers that hold a seed of their own, which a clone keeps."""
+    return [layer.name for layer in model._flatten_layers(include_self=False) if _holds_seed(layer.get_config())]
+
+
+def _holds_seed(config: Any) -> bool:
+    if isinstance(config, dict):
+        return isinstance(config.get("seed"), int) or any(map(_holds_seed, config.values()))
+    return isinstance(config, list | tuple) and any(map(_holds_seed, config))
+
+
+def compile_like(clone: keras.Model, model: keras.Model) -> None:
+    """Compiles `clone` as `model` was, with an optimizer and metrics of its own."""
+
+    def own(part: Any) -> Any:
+        if isinstance(part, keras.optimizers.Optimizer | keras.metrics.Metric):
+            return type(part).from_config(part.get_config())
+        return part
+
+    clone.compile(**{name: tree.map_structure(own, value) for name, value in model._compile_config.config.items()})
+
+
+@functools.cache
+def shuffles_like_numpy() -> bool:
+    """Says whether this Keras draws one `np.random.permutation` per epoch, by watching its adapter do it."""
+    rows, epochs = 5, 3
+    before = np.random.get_state()
+    try:
+        np.random.seed(0)
+        iterator = epoch_iterator(np.arange(rows), batch_size=2, shuffle=True)
+        theirs = [np.concatenate(epoch_batches(iterator, 1)) for _ in range(epochs)]
+        after = np.random.get_state()
+        np.random.seed(0)
+        ours = [np.random.permutation(rows) for _ in range(epochs)]
+        same_state = all(np.array_equal(a, b) for a, b in zip(after, np.random.get_state(), strict=True))
+        return same_state and np.array_equal(theirs, ours)
+    finally:
+        np.random.set_state(before)

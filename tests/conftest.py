@@ -1,0 +1,47 @@
+"""Before any test: Keras on JAX, pictures off screen, shapes checked, and nobody else's cache.
+
+All of this must stand before the first import of keras or kohort, so it is module code.
+"""
+
+import atexit
+import os
+import random
+import shutil
+import sys
+import tempfile
+
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["MPLBACKEND"] = "Agg"
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the folder of the main process
+    _cache = tempfile.mkdtemp(prefix="kohort-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["KOHORT_CACHE_DIR"] = _cache
+
+import beartype._check.code.codemain as beartype_code
+import jaxtyping
+import numpy as np
+import pytest
+
+# beartype looks at one item of a list, drawn with the global generator. It gets a generator of its
+# own here, or a check of kohort's annotations would count as a draw that kohort makes.
+beartype_code.getrandbits = random.Random(0).getrandbits
+jaxtyping.install_import_hook("kohort", "beartype.beartype")
+pytest.register_assert_rewrite("oracle")  # so that its assertions, too, show what differs
+
+
+@pytest.fixture(autouse=True)
+def generators_restored():
+    """Leaves `random` and `np.random` as the test found them; seeds nothing."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    """Closes what the test drew."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

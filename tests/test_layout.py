@@ -1,0 +1,516 @@
+"""The layout of the package: import order, budgets, public names, executed docstrings.
+
+Each check is a function from source text to a list of complaints, so that the second half of
+this file can show every one of them failing.
+"""
+
+import ast
+import doctest
+import importlib
+import io
+import random
+import tokenize
+import types
+from pathlib import Path
+
+import beartype
+import pytest
+
+import kohort
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "kohort"
+
+# A room imports only from the rooms before it; `__init__.py` may import from all of them.
+ROOMS = [
+    "keras_internals",
+    "data",
+    "history",
+    "engine",
+    "fit",
+    "cohort",
+    "store",
+    "study",
+    "plot",
+    "distribute",
+    "accelerate",
+    "lab",
+    "cli",
+]
+WITHOUT = {"engine": {"keras"}, "history": {"keras", "jax"}}
+PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "joblib"}
+MODULE_LINES = 500
+FUNCTION_CODE_LINES = 60
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def named(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def each_module(function):
+    return pytest.mark.parametrize("path", MODULES, ids=named)(function)
+
+
+# What a module says, as data.
+
+
+def imported(tree, path):
+    """Yields (line, dotted name) of every import, wherever it stands, relative ones resolved.
+
+    `from a import b` yields `a.b`, whether b is a module or a name in one.
+    """
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def docstrings(tree):
+    """Returns the docstring nodes of a module, its classes and its functions."""
+    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, holders) and ast.get_docstring(node, clean=False) is not None
+    }
+
+
+def code_lines(source):
+    """Counts the code lines of each function: signature and body, nested functions included,
+    without decorators, docstrings, comments and blank lines. Returns name -> count.
+    """
+    tree = ast.parse(source)
+    skipped = {
+        line for node in docstrings(tree) for line in range(node.lineno, node.end_lineno + 1)
+    }
+    blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    code = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type not in blank
+        for line in range(token.start[0], token.end[0] + 1)
+    } - skipped
+    return {
+        f"{node.name} (line {node.lineno})": len(
+            code.intersection(range(node.lineno, node.end_lineno + 1))
+        )
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+# The checks.
+
+
+def order_complaints(source, path):
+    """What a module imports from its own package, and must not."""
+    inside = path.relative_to(PACKAGE).with_suffix("").parts
+    room = inside[0]
+    if room == "__init__":
+        return []
+    if room not in ROOMS:
+        return [f"{named(path)} is no room: put it in ROOMS, in its place"]
+    allowed = {*ROOMS[: ROOMS.index(room)], *([room] if len(inside) > 1 else [])}
+    complaints = []
+    for line, name in imported(ast.parse(source), path):
+        library, _, target = name.partition(".")
+        if library == "kohort" and target.split(".")[0] not in allowed:
+            complaints.append(f"line {line}: {room} imports {name}")
+    return complaints
+
+
+def foreign_complaints(source, path):
+    """Imports of a library that this room does without, and pickles anywhere."""
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    refused = PICKLES | WITHOUT.get(room, set())
+    return [
+        f"line {line}: {room} imports {name}"
+        for line, name in imported(ast.parse(source), path)
+        if name.split(".")[0] in refused
+    ]
+
+
+def internals_complaints(source, path):
+    """What only keras_internals may do: reach into `keras.src`, or into others' `_attributes`."""
+    if path.name == "keras_internals.py":
+        return []
+    tree = ast.parse(source)
+    ours, prose = private_names(tree), docstrings(tree)
+    complaints = [
+        f"line {line}: imports {name}"
+        for line, name in imported(tree, path)
+        if name == "keras.src" or name.startswith("keras.src.")
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node not in prose:
+            if isinstance(node.value, str) and "keras.src" in node.value:
+                complaints.append(f"line {node.lineno}: {node.value!r}")
+        elif isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if text == "keras.src" or (is_private(node.attr) and node.attr not in ours):
+                complaints.append(f"line {node.lineno}: {text}")
+    return complaints
+
+
+def is_private(name):
+    """Says whether a name begins with one underscore (the methods of named tuples do, too)."""
+    public = {"_replace", "_asdict", "_fields", "_field_defaults", "_make"}
+    return name.startswith("_") and not name.startswith("__") and name not in public
+
+
+def private_names(tree):
+    """Returns the `_names` that a module itself makes, as definitions, variables or attributes."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                names.add(node.attr)
+    return {name for name in names if is_private(name)}
+
+
+def budget_complaints(source):
+    """Too long a module, too long a function."""
+    lines = len(source.splitlines())
+    complaints = [f"{lines} lines, {MODULE_LINES} allowed"] if lines > MODULE_LINES else []
+    return complaints + [
+        f"{name}: {count} code lines, {FUNCTION_CODE_LINES} allowed"
+        for name, count in code_lines(source).items()
+        if count > FUNCTION_CODE_LINES
+    ]
+
+
+def statement_complaints(source):
+    """Statements that hide a mistake: `assert` vanishes, `except Exception` swallows."""
+    complaints = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert):
+            complaints.append(f"line {node.lineno}: assert")
+        elif isinstance(node, ast.ExceptHandler):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            if {each and ast.unparse(each) for each in caught} & {None, "Exception"}:
+                complaints.append(f"line {node.lineno}: except Exception")
+    return complaints
+
+
+def public_names(source):
+    """Returns the public names that a module's own level makes, also under `if` and `try`.
+
+    `import os` makes none: it is for the module itself. `from kohort.fit import fit` makes one.
+    """
+    names, nodes = set(), [ast.parse(source)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)  # what stands inside is not the module's
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        else:
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            nodes += ast.iter_child_nodes(node)
+    return {name for name in names if not name.startswith("_")}
+
+
+def documented():
+    """Yields (dotted name, object) of the classes and functions that users have: those of
+    `kohort.__all__`, and the public ones of the modules in it.
+    """
+    for name in kohort.__all__:
+        thing = getattr(kohort, name)
+        if isinstance(thing, types.ModuleType):
+            yield from (
+                (f"{thing.__name__}.{inner}", value)
+                for inner, value in vars(thing).items()
+                if getattr(value, "__module__", "") == thing.__name__ and not inner.startswith("_")
+            )
+        elif callable(thing):
+            yield f"kohort.{name}", thing
+
+
+def docstring_complaints(name, thing):
+    """A public name without docstring, or without an example in it."""
+    text = thing.__doc__ or ""
+    if not text:
+        return [f"{name} has no docstring"]
+    return [] if ">>>" in text else [f"{name} has no Example (>>>) in its docstring"]
+
+
+# The package passes them.
+
+
+@each_module
+def test_imports_keep_the_order_of_the_rooms(path):
+    assert order_complaints(path.read_text(), path) == []
+
+
+@each_module
+def test_imports_stay_out_of_what_the_room_does_without(path):
+    assert foreign_complaints(path.read_text(), path) == []
+
+
+@each_module
+def test_private_parts_of_keras_stay_in_their_room(path):
+    assert internals_complaints(path.read_text(), path) == []
+
+
+@each_module
+def test_budgets(path):
+    assert budget_complaints(path.read_text()) == []
+
+
+@each_module
+def test_no_statement_hides_a_mistake(path):
+    assert statement_complaints(path.read_text()) == []
+
+
+def test_all_is_sorted_and_is_what_is_public():
+    public = {name for name in kohort.__all__ if not name.startswith("_")}
+
+    assert list(kohort.__all__) == sorted(kohort.__all__)
+    assert public == public_names((PACKAGE / "__init__.py").read_text())
+
+
+def test_every_public_name_has_an_example():
+    things = dict(documented())
+
+    assert {"kohort.fit", "kohort.Cohort"} <= things.keys()
+    assert [each for thing in things.items() for each in docstring_complaints(*thing)] == []
+
+
+@each_module
+def test_docstrings_do_what_they_say(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    module = importlib.import_module(name)
+    printed = []
+    runner = doctest.DocTestRunner(
+        verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+        runner.run(test, out=printed.append)
+
+    if printed:
+        pytest.fail("".join(printed))
+
+
+# The tests' own ground.
+
+
+def test_annotations_are_checked_and_draw_nothing():
+    @beartype.beartype
+    def first(items: list[int]) -> int:
+        return items[0]
+
+    before = random.getstate()
+
+    assert first(list(range(100))) == 0
+    assert random.getstate() == before
+    with pytest.raises(beartype.roar.BeartypeCallHintParamViolation):
+        first(["0"])
+
+
+# The checks can fail.
+
+
+def in_room(room):
+    return PACKAGE / f"{room}.py"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import kohort",
+        "import kohort.plot",
+        "import kohort.plot as p",
+        "from kohort import plot",
+        "from kohort import data, plot",
+        "from kohort import Cohort",
+        "from kohort.plot import wall",
+        "from kohort.lab.server import serve",
+        "from . import plot",
+        "from .plot import wall",
+        "def late():\n    from kohort import plot",
+        "if True:\n    import kohort.plot",
+        "import kohort.fit",
+    ],
+)
+def test_a_wrong_import_is_noticed(source):
+    assert len(order_complaints(source, in_room("fit"))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import kohort.data",
+        "from kohort import data, engine",
+        "from kohort import (\n    data,\n    engine,\n)",
+        "from kohort.engine import train",
+        "from . import data",
+        "from .history import Outcome",
+        "import keras, kohortium",
+        "from kohortium import plot",
+    ],
+)
+def test_a_right_import_is_left_alone(source):
+    assert order_complaints(source, in_room("fit")) == []
+
+
+def test_rooms_of_more_than_one_file():
+    server = PACKAGE / "lab" / "server.py"
+
+    assert order_complaints("from . import page\nfrom .page import draw", server) == []
+    assert order_complaints("from ..plot import wall\nfrom .. import study", server) == []
+    assert len(order_complaints("from .. import cli", server)) == 1
+    assert len(order_complaints("from ..cli import main", server)) == 1
+
+
+def test_a_module_without_a_room_is_noticed():
+    assert len(order_complaints("", in_room("helpers"))) == 1
+    assert order_complaints("from kohort.cli import main", in_room("__init__")) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("engine", "import keras"),
+        ("engine", "def late():\n    from keras.layers import Dense"),
+        ("history", "import jax.numpy as jnp"),
+        ("store", "import pickle"),
+        ("fit", "from joblib import dump"),
+    ],
+)
+def test_a_foreign_import_is_noticed(room, source):
+    complaints = foreign_complaints(source, in_room(room))
+
+    assert complaints
+    assert foreign_complaints("import numpy\nimport json", in_room(room)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import keras.src",
+        "from keras import src",
+        "from keras.src.trainers import trainer",
+        "def late():\n    import keras.src.backend",
+        "import keras\nkeras.src.backend.config.floatx()",
+        "importlib.import_module('keras.src.backend')",
+        "model._compile_metrics",
+        "model.optimizer._iterations = 3",
+    ],
+)
+def test_reaching_into_keras_is_noticed(source):
+    assert internals_complaints(source, in_room("fit"))
+    assert internals_complaints(source, in_room("keras_internals")) == []
+
+
+def test_private_names_of_our_own_are_left_alone():
+    source = '''
+"""As `keras.src.trainers.trainer` does."""
+class Cohort:
+    """Follows keras.src."""
+    def __init__(self):
+        self._states = ()
+    def _grow(self, other):
+        return other._states, self._grow(other), other.seeds._replace(a=1), other.__dict__
+'''
+    assert internals_complaints(source, in_room("cohort")) == []
+
+
+def test_counting_code_lines():
+    source = '''
+@decorated(
+    1,
+)
+def short(
+    a,
+):
+    """Docstring.
+
+    More of it.
+    """
+    # a comment
+
+    text = """one
+    two"""  # counted: it is no docstring
+
+    def nested():
+        """Docstring."""
+        return a
+
+    return nested, text
+'''
+    assert code_lines(source) == {"short (line 5)": 8, "nested (line 17)": 2}
+
+
+def test_a_burst_budget_is_noticed():
+    function = "def f():\n" + "    x = 1\n" * (FUNCTION_CODE_LINES - 1)
+
+    assert budget_complaints(function) == []
+    assert budget_complaints(function + "\n    # a comment\n") == []
+    assert budget_complaints(function + "    x = 1\n") == ["f (line 1): 61 code lines, 60 allowed"]
+    assert budget_complaints("\n" * 500) == []
+    assert budget_complaints("\n" * 501) == ["501 lines, 500 allowed"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "assert x",
+        "def f():\n    assert x",
+        "try:\n    f()\nexcept Exception:\n    pass",
+        "try:\n    f()\nexcept Exception as error:\n    raise",
+        "try:\n    f()\nexcept (ValueError, Exception):\n    pass",
+        "try:\n    f()\nexcept:\n    pass",
+    ],
+)
+def test_a_statement_that_hides_is_noticed(source):
+    assert len(statement_complaints(source)) == 1
+
+
+def test_statements_that_hide_nothing_are_left_alone():
+    source = "try:\n    f()\nexcept (ValueError, KeyError):\n    pass\nexcept OSError:\n    raise"
+
+    assert statement_complaints(source) == []
+
+
+def test_public_names_are_found_wherever_they_are_bound():
+    source = """
+import os, sys
+from kohort import data, plot as pictures
+if sys:
+    from kohort.fit import fit
+    limit: int = 3
+def run(inner):
+    hidden = 1
+class Cohort:
+    def method(self): ...
+__version__ = "1"
+"""
+    names = {"data", "pictures", "fit", "limit", "run", "Cohort"}
+
+    assert public_names(source) == names
+
+
+def test_a_missing_docstring_is_noticed():
+    def silent(): ...
+
+    def told():
+        """Says something."""
+
+    def shown():
+        """Says something: >>> 1"""
+
+    assert docstring_complaints("silent", silent) == ["silent has no docstring"]
+    assert docstring_complaints("told", told) == ["told has no Example (>>>) in its docstring"]
+    assert docstring_complaints("shown", shown) == []

@@ -1,0 +1,76 @@
+"""The wheel: only the package in it, and it works where there is no checkout."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+SCRIPT = """
+import kohort, keras
+model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1)])
+model.compile(optimizer="sgd", loss="mse")
+history = kohort.fit(model, *kohort.data.xor(), epochs=3, verbose=0)
+print(len(history.history["loss"]), kohort.__version__, kohort.__file__, sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    about = f"kohort-{VERSION}.dist-info"
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.glob("kohort/**/*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+    assert names == package | {
+        f"{about}/METADATA",
+        f"{about}/WHEEL",
+        f"{about}/RECORD",
+        f"{about}/licenses/LICENSE",
+    }
+
+
+def test_wheel_works_in_an_empty_folder(wheel, tmp_path):
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    zipfile.ZipFile(wheel).extractall(installed)
+    environment = os.environ | {"PYTHONPATH": str(installed), "KERAS_HOME": str(tmp_path)}
+    del environment["KERAS_BACKEND"]  # kohort picks the backend itself
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=empty,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    epochs, version, file = done.stdout.splitlines()
+    assert epochs == "3"
+    assert version == VERSION
+    assert Path(file) == installed / "kohort" / "__init__.py"
+    assert list(empty.iterdir()) == []
