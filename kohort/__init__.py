@@ -15,8 +15,11 @@ if keras.backend.backend() != "jax":
         'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
     )
 
-from kohort import data
+from kohort import data, plot
 from kohort.cohort import Cohort
+from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
 from kohort.fit import FallBackWarning, fit
 
-__all__ = ["Cohort", "FallBackWarning", "data", "fit"]
+__all__ = ["Cohort", "FallBackWarning", "data", "fit", "plot"]
+
+_keep_programs_on_disk()

@@ -5,43 +5,22 @@ same `compile` and the same `fit`. The room exists because one run of a small ne
 fit into one program.
 """
 
-import concurrent.futures
 import numbers
-import os
-import random
-import time
 import warnings
-import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 
-from kohort import engine, keras_internals
-from kohort.data import (
-    BatchOrder,
-    Inputs,
-    MemberGenerators,
-    Recipe,
-    check_features,
-    check_recipe,
-    inputs,
-    pass_cut,
-    samples,
-)
-from kohort.engine import Pace, Schedule, State
-from kohort.fit import Interrupt, Programs, Progress, check_model, held_interrupt, why_fall_back
+from kohort import keras_internals
+from kohort.data import Recipe, check_features, check_recipe, inputs, pass_cut, samples
+from kohort.fit import check_model, why_fall_back
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
+from kohort.members import Members, Rounds, Trained
+from kohort.template import template_of
 
 LARGEST_SEED = 2**32 - 1
-# Members that one call trains together. Results are the same bits for all widths that are multiples of 8.
-BLOCK_STEP, WIDEST_BLOCK = 8, 256
-# All blocks advance together by about this long, so that an interrupt leaves every member at the same epoch.
-ROUND_SECONDS = 0.4
 
 
 class Cohort:
@@ -78,8 +57,7 @@ class Cohort:
         self.exact = exact
         _check_cloneable(model)
         self._template = template_of(model)
-        self._blocks = _blocks(len(self.seeds), 1 if exact else None)
-        self._trained: _Trained | None = None
+        self._members = Members(self._template, self.seeds, exact)
 
     def __len__(self) -> int:
         """Returns the number of members."""
@@ -87,7 +65,7 @@ class Cohort:
 
     def __repr__(self) -> str:
         """Says what the cohort is and how far it is trained."""
-        epochs = f"{len(self.history.epoch)} epochs in the last fit" if self._trained else "not trained"
+        epochs = f"{len(self.history.epoch)} epochs in the last fit" if self._members.trained else "not trained"
         return f"Cohort({self._template.network.name!r}, {len(self)} members, {epochs})"
 
     @property
@@ -165,7 +143,7 @@ class Cohort:
                 "Pass arrays and a model compiled with the default options, or train members one by one with `kohort.fit`."
             )
         data = inputs(network, x, y, sample_weight, validation_data, recipe)
-        return _Run(self, data, recipe, verbose).train()
+        return Rounds(self._members, data, recipe, verbose).train()
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: str | int = 0) -> Any:
         """Returns the outputs of every member.
@@ -201,7 +179,7 @@ class Cohort:
         check_features(self._template.network, x)
         cut = _prediction_cut(checked.rows, batch_size)
         program = self._template.programs.predict(cut, members=not self.exact)
-        return self._gather([program(state, checked.batch) for state in trained.states])
+        return self._members.join([program(state, checked.batch) for state in trained.states])
 
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int | None = None, verbose: str | int = 0, sample_weight: Any = None
@@ -240,7 +218,7 @@ class Cohort:
         checked = samples(x, y, sample_weight)
         check_features(self._template.network, x)
         program = self._template.programs.evaluate(_prediction_cut(checked.rows, batch_size), members=not self.exact)
-        logs = self._gather([program(state, checked.batch) for state in trained.states])
+        logs = self._members.join([program(state, checked.batch) for state in trained.states])
         return dict(sorted(logs.items()))
 
     def member(self, seed: int) -> keras.Model:
@@ -269,15 +247,14 @@ class Cohort:
         Source:
             `keras.models.clone_model`.
         """
-        trained = self._need_training("member")
+        self._need_training("member")
         if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or int(seed) not in self.seeds:
             raise ValueError(
                 f"`seed` must be one of the cohort's seeds ({_shown(self.seeds)}). Received: seed={seed!r}. "
                 "See `cohort.seeds`."
             )
-        state = self._state_of(trained, self.seeds.index(int(seed)))
         network = self._template.member()
-        keras_internals.write_state(network, state)
+        keras_internals.write_state(network, self._members.state(self.seeds.index(int(seed))))
         return network
 
     def best(self, metric: str = "loss") -> keras.Model:
@@ -359,26 +336,13 @@ class Cohort:
     def _directions(self, metrics: Iterable[str]) -> dict[str, str | None]:
         return {name: keras_internals.metric_direction(self._template.network, name) for name in metrics}
 
-    def _need_training(self, asked: str) -> "_Trained":
-        if self._trained is None:
+    def _need_training(self, asked: str) -> Trained:
+        if self._members.trained is None:
             raise RuntimeError(
                 f"`cohort.{asked}` must come after `cohort.fit`. Received: a cohort that is not trained. "
                 "Call `cohort.fit(x, y, epochs=...)` first."
             )
-        return self._trained
-
-    def _gather(self, results: list) -> Any:
-        """Joins the results of all blocks along the member axis and drops the padding."""
-        if self.exact:
-            return jax.tree.map(lambda *parts: np.stack([np.asarray(p) for p in parts]), *results)
-        join = lambda *parts: np.concatenate([np.asarray(p) for p in parts])[: len(self)]  # noqa: E731
-        return jax.tree.map(join, *results)
-
-    def _state_of(self, trained: "_Trained", member: int) -> State:
-        if self.exact:
-            return trained.states[member]
-        width = len(self._blocks[0])
-        return jax.tree.map(lambda a: a[member % width], trained.states[member // width])
+        return self._members.trained
 
 
 def check_seeds(seeds: Any) -> tuple[int, ...]:
@@ -443,257 +407,3 @@ def _shown(seeds: tuple[int, ...]) -> str:
 def _prediction_cut(rows: int, batch_size: int | None) -> Any:
     check_recipe(Recipe(batch_size=batch_size))
     return pass_cut(rows, batch_size)
-
-
-def _cores() -> int:
-    if jax.default_backend() != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _blocks(members: int, width: int | None) -> list[range]:
-    """Cuts the members into blocks of one width, enough of them to occupy all cores; the last may reach beyond the end."""
-    if width is None:
-        fewest = -(-members // WIDEST_BLOCK)
-        blocks = min(-(-fewest // _cores()) * _cores(), -(-members // BLOCK_STEP))
-        width = -(-members // (blocks * BLOCK_STEP)) * BLOCK_STEP
-    return [range(start, start + width) for start in range(0, members, width)]
-
-
-# --- what the members of all cohorts of a model share -----------------------------------------------------------------
-
-
-@contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Leaves Python's and NumPy's global generators as they were before the block."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-class Template:
-    """A clone of the model whose variables stand in for those of every member, with its compiled programs."""
-
-    def __init__(self, model: keras.Model) -> None:
-        """Clones the model and counts the seeds that a clone draws."""
-        self.draws = 0
-
-        def count() -> int:
-            self.draws += 1
-            return self.draws
-
-        with preserved_generators(), keras_internals.default_seeds(count):
-            self.network = keras_internals.clone(model)
-        keras_internals.compile_like(self.network, model)
-        self.programs = Programs(self.network)
-        self._initial = jax.jit(jax.vmap(engine.op_by_op(self._begin)))
-        self._built_with: Any = None
-
-    def _begin(self, seeds: Any) -> State:
-        """Returns the state that a clone begins with, given the default seeds it draws: traced, shape (draw,)."""
-        drawn = iter(range(self.draws))
-        with keras_internals.default_seeds(lambda: keras_internals.TracedSeed(seeds[next(drawn)])):
-            network = keras_internals.clone(self.network)
-        keras_internals.compile_like(network, self.network)
-        network.optimizer.build(network.trainable_variables)
-        return keras_internals.read_state(network)._replace(metrics_variables=[])
-
-    def build(self, data: Inputs) -> None:
-        """Builds losses, metrics and optimizer for these data."""
-        if self._built_with is None:
-            with preserved_generators():
-                keras_internals.symbolic_build(self.network, data.build_iterator)
-            self._built_with = jax.tree.map(lambda a: a[:1], data.training.batch)
-
-    def initial(self, seeds: tuple[int, ...]) -> State:
-        """Returns the state that the members of a block begin with: leading axis member."""
-        draws = np.zeros((len(seeds), self.draws), np.uint32)
-        for row, seed in zip(draws, seeds, strict=True):
-            generator = random.Random(seed)
-            row[:] = [keras_internals.default_seed(generator) for _ in range(self.draws)]
-        with preserved_generators():
-            state = self._initial(draws)
-        metrics = keras_internals.read_state(self.network).metrics_variables
-        stacked = [jnp.broadcast_to(value, (len(seeds), *value.shape)) for value in metrics]
-        return state._replace(metrics_variables=stacked)
-
-    def member(self) -> keras.Model:
-        """Returns a compiled, built clone whose values are still to be written."""
-        with preserved_generators():
-            network = keras_internals.clone(self.network)
-        keras_internals.compile_like(network, self.network)
-        keras_internals.build_like(network, self._built_with)
-        return network
-
-
-_templates: "weakref.WeakKeyDictionary[keras.Model, tuple[Any, Template]]" = weakref.WeakKeyDictionary()
-
-
-def template_of(model: keras.Model) -> Template:
-    """Returns the template of the model; a new one when its configuration or how it is compiled has changed."""
-    marker = keras_internals.compile_marker(model)
-    key = (repr(model.get_config()), repr(model.optimizer.get_config()))
-    known = _templates.get(model)
-    if known is None or known[0][0] is not marker or known[0][1:] != key:
-        known = _templates[model] = ((marker, *key), Template(model))
-    return known[1]
-
-
-# --- one fit of a cohort ----------------------------------------------------------------------------------------------
-
-
-class _Trained:
-    """What training leaves: the state of each block, the members' generators and the history of the last fit."""
-
-    def __init__(self, states: list[State], generators: MemberGenerators, history: CohortHistory) -> None:
-        self.states, self.generators, self.history = states, generators, history
-
-
-class _Run:
-    """One fit of one cohort: all blocks advance together, round by round."""
-
-    def __init__(self, cohort: Cohort, data: Inputs, recipe: Recipe, verbose: Any) -> None:
-        self.cohort, self.data, self.recipe = cohort, data, recipe
-        self.template = cohort._template
-        self.template.build(data)
-        self.progress = Progress(recipe.epochs, verbose)
-        self.orders = self._orders()
-        width = len(cohort._blocks[0])
-        self.capacity = engine.capacity(self.orders[0].row_bytes * width)
-        programs = self.template.programs
-        self.program = programs.epochs(data.cut, data.validation_cut, self.capacity, members=not cohort.exact)
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves((data.training.batch, data.validation and data.validation.batch)))
-        self.pace: Pace = programs.pace(self.program, shapes, len(cohort))
-
-    def _orders(self) -> list[BatchOrder]:
-        """Returns the batch orders: one for all members where a member needs no memory of its own, else one each."""
-        steps = self.template.network.steps_per_execution
-        order = BatchOrder(self.data.training.rows, self.recipe, steps)
-        if order.is_plain:
-            return [order]
-        return [BatchOrder(self.data.training.rows, self.recipe, steps) for _ in self.cohort.seeds]
-
-    def train(self) -> CohortHistory:
-        """Runs all epochs; every finished round is kept, whatever happens in a later one."""
-        self._begin()
-        epoch = self.recipe.initial_epoch
-        with (
-            concurrent.futures.ThreadPoolExecutor(min(_cores(), len(self.cohort._blocks))) as executor,
-            held_interrupt() as interrupt,
-        ):
-            while epoch < self.recipe.epochs and not interrupt:
-                epoch += self._round(epoch, executor, interrupt)
-        self.progress.finish()
-        assert_trained = self.cohort._need_training("history")
-        return assert_trained.history
-
-    def _begin(self) -> None:
-        """Gives the cohort its initial state at the first fit, and an empty history at each."""
-        cohort = self.cohort
-        empty = CohortHistory({}, list(cohort.seeds), [])
-        if cohort._trained is not None:
-            cohort._trained = _Trained(cohort._trained.states, cohort._trained.generators, empty)
-            return
-        generators = MemberGenerators(list(cohort.seeds))
-        if keras_internals.fresh_fit_reads_a_batch(self.template.network):
-            for member in range(len(cohort)):
-                with self._generator(generators, member, generators.states) as generator:
-                    self._order(member).read_a_batch(generator)
-        width = BLOCK_STEP if cohort.exact else len(cohort._blocks[0])
-        blocks = _blocks(len(cohort), width)
-        states = [self.template.initial(self._padded(block)) for block in blocks]
-        if cohort.exact:
-            lanes = [(state, lane) for state, block in zip(states, blocks, strict=True) for lane in range(len(block))]
-            states = [jax.tree.map(lambda a, lane=lane: a[lane], state) for state, lane in lanes[: len(cohort)]]
-        cohort._trained = _Trained(states, generators, empty)
-
-    def _padded(self, block: range) -> tuple[int, ...]:
-        seeds = self.cohort.seeds
-        return tuple(seeds[min(i, len(seeds) - 1)] for i in block)
-
-    def _order(self, member: int) -> BatchOrder:
-        return self.orders[member if len(self.orders) > 1 else 0]
-
-    @contextmanager
-    def _generator(self, generators: MemberGenerators, member: int, states: np.ndarray) -> Iterator[Any]:
-        """Gives the member's generator; for orders that Keras's iterator draws, it stands in for `np.random`."""
-        with generators.of(member, states) as generator:
-            if self.orders[0].is_plain:
-                yield generator
-                return
-            with preserved_generators():
-                np.random.set_state(generator.get_state())
-                yield np.random
-                generator.set_state(np.random.get_state())
-
-    def _round(self, epoch: int, executor: concurrent.futures.Executor, interrupt: Interrupt) -> int:
-        """Advances every block by the same number of epochs; returns it, or 0 if the round was given up."""
-        trained = self.cohort._need_training("history")
-        remaining = 1 if self.progress.is_per_epoch else self.recipe.epochs - epoch
-        count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
-        validates = self._validates(epoch, count)
-        generators = MemberGenerators([])
-        generators.states = np.empty_like(trained.generators.states)
-        start = time.perf_counter()
-
-        def advance(number: int) -> tuple | None:
-            schedule = self._schedule(trained.generators, self.cohort._blocks[number], count, generators.states)
-            return self._call(trained.states[number], schedule._replace(validates=validates), count, interrupt)
-
-        numbers = range(len(trained.states))
-        one_by_one = not self.orders[0].is_plain  # Keras's iterator draws from the one global generator
-        results = list(map(advance, numbers) if one_by_one else executor.map(advance, numbers))
-        if any(result is None for result in results):
-            return 0
-        self.pace.record(count, time.perf_counter() - start)
-        states, logs = zip(*results, strict=True)
-        history = self._extended(trained.history, epoch, count, self.cohort._gather(list(logs)), validates)
-        self.cohort._trained = _Trained(list(states), generators, history)
-        medians = {name: float(np.nanmedian(values[:, -1])) for name, values in history.items() if values.ndim == 2}
-        self.progress.update(epoch, count, medians)
-        return count
-
-    def _schedule(self, generators: MemberGenerators, block: range, count: int, states: np.ndarray) -> Schedule:
-        """Draws the batch orders of a block; the padding repeats the last member."""
-        schedules = []
-        for member in block[: len(self.cohort) - block.start]:
-            with self._generator(generators, member, states) as generator:
-                schedules.append(self._order(member).draw(count, self.capacity, generator))
-        first = schedules[0]
-        if first.rows is None or self.cohort.exact:
-            return first
-        padding = [schedules[-1]] * (len(block) - len(schedules))
-        return first._replace(rows=np.stack([schedule.rows for schedule in schedules + padding]))
-
-    def _call(self, state: State, schedule: Schedule, count: int, interrupt: Interrupt) -> tuple | None:
-        validation = self.data.validation.batch if self.data.validation else None
-        state, logs = self.program(state, self.data.training.batch, validation, schedule, count)
-        finished = engine.wait(logs, interrupt) if count == 1 else jax.block_until_ready(logs)
-        return (state, logs) if finished else None
-
-    def _validates(self, epoch: int, count: int) -> np.ndarray | None:
-        if self.data.validation is None or self.recipe.validation_freq == 1:
-            return None
-        network, freq = self.template.network, self.recipe.validation_freq
-        validates = np.zeros(self.capacity, bool)
-        validates[:count] = [keras_internals.validates_at(network, epoch + e, freq) for e in range(count)]
-        return validates
-
-    def _extended(
-        self, history: CohortHistory, epoch: int, count: int, logs: Any, validates: np.ndarray | None
-    ) -> CohortHistory:
-        """Returns the history with the epochs of a round appended."""
-        training, validation = logs
-        new = {name: values[:, :count] for name, values in training.items()}
-        for name, values in validation.items():
-            new[f"val_{name}"] = values[:, :count].copy()
-            if validates is not None:
-                new[f"val_{name}"][:, ~validates[:count]] = np.nan
-        metrics = {
-            name: np.concatenate([history[name], values], axis=1) if name in history else values
-            for name, values in sorted(new.items())
-        }
-        return CohortHistory(metrics, history.seeds, [*history.epoch, *range(epoch, epoch + count)])

@@ -9,7 +9,7 @@ import functools
 import math
 import numbers
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from keras import tree
 
 from kohort import keras_internals
 from kohort.engine import Cut, Schedule
+
+__all__ = ["moons", "xor"]
 
 # Datasets up to this many rows have all their permutations in a table (6! = 720 of them).
 TABLE_ROWS = 6
@@ -136,7 +138,8 @@ def _check_numbers(name: str, leaf: Any) -> None:
             f"Received: {name} with an element {leaf!r} of type {type(leaf).__name__}. "
             f"Convert it with `np.asarray({name})` first."
         )
-    dtypes = set(map(str, np.atleast_1d(getattr(leaf, "dtypes", leaf.dtype))))
+    columns = leaf.dtypes if hasattr(leaf, "iloc") else leaf.dtype  # a pandas table has one type per column
+    dtypes = set(map(str, np.atleast_1d(np.asarray(columns, dtype=object))))
     odd = sorted(d for d in dtypes if not d.lower().startswith(("float", "int", "uint", "bool", "bfloat16")))
     if odd:
         raise TypeError(
@@ -398,13 +401,19 @@ class MemberGenerators:
     its memory, which `bit_generator.ctypes` gives the address of, costs a microsecond to copy.
     """
 
-    def __init__(self, seeds: list[int]) -> None:
+    def __init__(self, seeds: Sequence[int]) -> None:
         """Seeds one state per member: 624 words of key and the position."""
         self.states = np.empty((len(seeds), 625), np.uint32)
         generator, memory = _generator_with_memory()
         for state, seed in zip(self.states, seeds, strict=True):
             generator.seed(seed)
             state[:] = memory
+
+    def like(self) -> "MemberGenerators":
+        """Returns generators for as many members, in no state yet."""
+        others = MemberGenerators(())
+        others.states = np.empty_like(self.states)
+        return others
 
     @contextmanager
     def of(self, member: int, states: np.ndarray) -> Iterator[np.random.RandomState]:
@@ -475,7 +484,7 @@ class BatchOrder:
         if self.is_plain:
             rows[:count] = permutations(generator, self.cut.rows, count)
             return Schedule(rows)
-        full, partial = np.zeros(capacity, np.int32), np.zeros(capacity, bool)
+        full, partial = np.zeros((2, capacity), np.int32)
         for e in range(count):
             batches = keras_internals.epoch_batches(self._iterator, self._steps_per_execution)
             whole = [batch for batch in batches if len(batch) == self.cut.batch_size]

@@ -6,8 +6,11 @@ map a program over a leading member axis. The room exists because the time of a 
 holds the whole loop over epochs and batches has none.
 """
 
+import hashlib
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +64,7 @@ class Schedule(NamedTuple):
 
     rows: UInt[Array, "*member epoch row"] | None = None  # row numbers in batch order; None: as they come
     full: Int[Array, "epoch"] | None = None  # full batches of the epoch; None: all of the cut
-    partial: Bool[Array, "epoch"] | None = None  # whether it ends with the partial batch; None: as cut
+    partial: Int[Array, "epoch"] | None = None  # partial batches of the epoch, 0 or 1; None: as cut
     validates: Bool[Array, "epoch"] | None = None  # whether validation follows; None: always
 
 
@@ -70,23 +73,27 @@ def take(samples: Any, rows: Any) -> Any:
     return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
 
 
-def run_batches(step: Callable, carry: Any, cut: Cut, rows: Any, full: Any = None, partial: Any = None) -> Any:
-    """Applies `carry = step(carry, rows)` to the batches of one pass, in order."""
+def run_batches(
+    step: Callable, carry: Any, cut: Cut, once: Any, rows: Any, full: Any = None, partial: Any = None
+) -> Any:
+    """Applies `carry = step(carry, rows)` to the batches of one pass, in order.
+
+    Each kind of batch has a loop of its own, also where it comes only once: XLA chooses kernels and merges operations
+    across all that it sees in one computation, which changes last bits. It does not look across the border of a loop
+    whose length it cannot know, and `once` is a 1 that it does not know.
+    """
 
     def body(i: Any, carry: Any) -> Any:
         return step(carry, lax.dynamic_slice_in_dim(rows, i * cut.batch_size, cut.batch_size))
 
-    if cut.full == 1 and full is None:
-        carry = step(carry, rows[: cut.batch_size])
-    elif cut.full:
-        carry = lax.fori_loop(0, cut.full if full is None else full, body, carry)
-    if not cut.partial:
-        return carry
-
-    def last(carry: Any) -> Any:
+    def last(_: Any, carry: Any) -> Any:
         return step(carry, rows[cut.full * cut.batch_size :])
 
-    return last(carry) if partial is None else lax.cond(partial, last, lambda carry: carry, carry)
+    if cut.full:
+        carry = lax.fori_loop(0, once * cut.full if full is None else full, body, carry)
+    if cut.partial:
+        carry = lax.fori_loop(0, once if partial is None else partial, last, carry)
+    return carry
 
 
 def run_pass(
@@ -95,6 +102,7 @@ def run_pass(
     state: State,
     samples: Any,
     cut: Cut,
+    once: Any,
     rows: Any = None,
     full: Any = None,
     partial: Any = None,
@@ -104,11 +112,11 @@ def run_pass(
     state = functions.reset_metrics(state)
 
     def one(carry: tuple, rows: Any) -> tuple:
-        return apart(step)(carry[1], take(samples, rows))
+        return apart(canonical_convolutions(step))(carry[1], take(samples, rows))
 
     batch = take(samples, rows[: cut.batch_size if cut.full else cut.partial])
     no_logs, _ = zeros_like_result(step, state, batch)
-    logs, state = run_batches(one, (no_logs, state), cut, rows, full, partial)
+    logs, state = run_batches(one, (no_logs, state), cut, once, rows, full, partial)
     return state, op_by_op(functions.results)(state, logs)
 
 
@@ -119,32 +127,34 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
     on, and where an epoch did not validate, they hold zeros.
     """
 
-    def train(state: State, samples: Any, schedule: Schedule, e: Any) -> tuple:
+    def train(state: State, samples: Any, schedule: Schedule, e: Any, once: Any) -> tuple:
         of_epoch = [None if part is None else part[e] for part in schedule[:3]]
-        return run_pass(functions, functions.train_step, state, samples, cut, *of_epoch)
+        return run_pass(functions, functions.train_step, state, samples, cut, once, *of_epoch)
 
-    def validate(state: State, validation: Any) -> tuple:
-        return run_pass(functions, functions.test_step, state, validation, validation_cut)
-
-    def skip(state: State, validation: Any) -> tuple:
-        return state, zeros_like_result(validate, state, validation)[1]
-
-    def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any) -> tuple:
-        state, logs = train(state, samples, schedule, e)
+    def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, once: Any) -> tuple:
+        state, logs = train(state, samples, schedule, e, once)
         if validation_cut is None:
             return state, (logs, {})
+
+        def validate(state: State) -> tuple:
+            return run_pass(functions, functions.test_step, state, validation, validation_cut, once)
+
+        def skip(state: State) -> tuple:
+            return state, zeros_like_result(validate, state)[1]
+
         if schedule.validates is None:
-            state, val_logs = validate(state, validation)
+            state, val_logs = validate(state)
         else:
-            state, val_logs = lax.cond(schedule.validates[e], validate, skip, state, validation)
+            state, val_logs = lax.cond(schedule.validates[e], validate, skip, state)
         return state, (logs, val_logs)
 
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
-        _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0)
+        once = jnp.minimum(count, 1)
+        _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0, once)
         history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
 
         def body(e: Any, carry: tuple) -> tuple:
-            state, logs = one_epoch(carry[0], samples, validation, schedule, e)
+            state, logs = one_epoch(carry[0], samples, validation, schedule, e, once)
             return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
 
         return lax.fori_loop(0, count, body, (state, history))
@@ -161,7 +171,7 @@ def evaluate_program(functions: Functions, cut: Cut) -> Callable:
     """Returns `run(state, samples)`: the logs of one pass of `test_step` for one member."""
 
     def run(state: State, samples: Any) -> dict:
-        return run_pass(functions, functions.test_step, state, samples, cut)[1]
+        return run_pass(functions, functions.test_step, state, samples, cut, 1)[1]
 
     return run
 
@@ -193,25 +203,79 @@ def apart(function: Callable) -> Callable:
     return alone
 
 
+def interpreted(function: Callable, apply: Callable[[Any, Callable, list], list]) -> Callable:
+    """Returns `function` with each of its operations done by `apply(equation, as_traced, inputs)`."""
+
+    def run(*args: Any) -> Any:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        outputs = evaluate(closed, jax.tree.leaves(args), apply)
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return run
+
+
+def evaluate(closed: ClosedJaxpr, inputs: list, apply: Callable[[Any, Callable, list], list]) -> list:
+    """Evaluates a traced program operation by operation."""
+    jaxpr = closed.jaxpr
+    values = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        variables = [v for v in equation.invars if not isinstance(v, Literal)]
+        single = Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
+        outputs = apply(equation, jaxpr_as_fun(ClosedJaxpr(single, ())), [values[v] for v in variables])
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
 def op_by_op(function: Callable) -> Callable:
     """Returns `function` with a barrier after each operation, so that it rounds as it does when run eagerly.
 
     XLA may merge neighbouring operations of one program (two constant factors become one), which changes the last bit.
     """
+    return interpreted(function, lambda _, as_traced, inputs: lax.optimization_barrier(list(as_traced(*inputs))))
 
-    def stepwise(*args: Any) -> Any:
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        values.update(zip(closed.jaxpr.invars, jax.tree.leaves(args), strict=True))
-        for equation in closed.jaxpr.eqns:
-            inputs = [v for v in equation.invars if not isinstance(v, Literal)]
-            single = Jaxpr((), inputs, equation.outvars, [equation], equation.effects, closed.jaxpr.debug_info)
-            outputs = jaxpr_as_fun(ClosedJaxpr(single, ()))(*(values[v] for v in inputs))
-            values.update(zip(equation.outvars, lax.optimization_barrier(list(outputs)), strict=True))
-        leaves = [v.val if isinstance(v, Literal) else values[v] for v in closed.jaxpr.outvars]
-        return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
-    return stepwise
+def canonical_convolutions(function: Callable) -> Callable:
+    """Returns `function` with the axes of each convolution in the order (batch, space, feature).
+
+    XLA's CPU compiler brings convolutions, such as those of a kernel's gradient, into this form itself, but not inside a
+    loop: there they would round otherwise and be many times slower.
+    """
+
+    def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
+        if equation.primitive.name == "conv_general_dilated":
+            return [canonical_convolution(*inputs, **equation.params)]
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        is_literal_free = len(inputs) == len(equation.invars)
+        if is_literal_free and equation.primitive.name in INLINED_CALLS and "conv_general_dilated" in str(inner):
+            return evaluate(inner, inputs, apply)
+        return as_traced(*inputs)
+
+    def run(*args: Any) -> Any:
+        has_convolutions = "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
+        return interpreted(function, apply)(*args) if has_convolutions else function(*args)
+
+    return run
+
+
+# Calls whose body XLA compiles as if it stood at the place of the call.
+INLINED_CALLS = {"pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
+
+
+def canonical_convolution(lhs: Any, rhs: Any, *, dimension_numbers: Any, **params: Any) -> Any:
+    """Does a convolution with its axes in the order (batch, space, feature) and (space, feature in, feature out)."""
+    lhs_axes, rhs_axes, out_axes = dimension_numbers
+    n = len(lhs_axes)
+    space = tuple(range(1, n - 1))
+    canonical = lax.ConvDimensionNumbers((0, n - 1, *space), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *space))
+    lhs = lax.transpose(lhs, (lhs_axes[0], *lhs_axes[2:], lhs_axes[1]))
+    rhs = lax.transpose(rhs, (*rhs_axes[2:], rhs_axes[1], rhs_axes[0]))
+    out = lax.conv_general_dilated(lhs, rhs, dimension_numbers=canonical, **params)
+    place = dict(zip(out_axes, canonical.out_spec, strict=True))
+    return lax.transpose(out, tuple(place[axis] for axis in range(n)))
 
 
 class Pace:
@@ -252,3 +316,36 @@ def over_members(run: Callable) -> Callable:
     """Maps a training program over members: state and row numbers have a leading member axis, all else is shared."""
     shared_schedule = Schedule(rows=0, full=None, partial=None, validates=None)  # type: ignore[arg-type]
     return jax.vmap(run, in_axes=(0, None, None, shared_schedule, None))
+
+
+def keep_programs_on_disk() -> None:
+    """Lets JAX keep compiled programs for the next process, in a folder that this user alone can read and write.
+
+    The folder is `KOHORT_CACHE_DIR` (empty: keep nothing), by default `kohort` in the user's cache folder. A cache that is
+    set up already, by `JAX_COMPILATION_CACHE_DIR` or in `jax.config`, stays as it is.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kohort"
+    folder = os.environ.get("KOHORT_CACHE_DIR", str(default))
+    if not folder or jax.config.jax_compilation_cache_dir:
+        return
+    own = Path(folder) / f"programs-{_processor()}"
+    try:
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = own.stat()
+    except OSError:
+        return  # a read-only home, say: then every process compiles anew
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):
+        return  # programs that somebody else could have put there are not run
+    jax.config.update("jax_compilation_cache_dir", str(own))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _processor() -> str:
+    """Names this processor's instruction set: programs that were compiled for another must not be run."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(flags.encode()).hexdigest()[:12]

@@ -272,7 +272,7 @@ class _Run:
         self.capacity = engine.capacity(self.order.row_bytes)
         programs = programs_of(model)
         self.program = programs.epochs(data.cut, data.validation_cut, self.capacity)
-        self.pace = programs.pace(self.capacity, data.cut, data.validation_cut, _shapes(data))
+        self.pace = programs.pace(self.capacity, data.cut, data.validation_cut, shapes_of(data))
         steps = recipe.steps_per_epoch or data.cut.full + bool(data.cut.partial)
         self.callbacks = keras.callbacks.CallbackList(
             callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=steps, model=model
@@ -329,7 +329,8 @@ class _Run:
     def _advance(self, epoch: int, count: int, interrupt: Interrupt) -> dict[str, list] | None:
         """Trains `count` epochs; returns their logs by name, or None if it was interrupted before they were finished."""
         generator = np.random.get_state()
-        schedule = self.order.draw(count, self.capacity)._replace(validates=self._validates(epoch, count))
+        validates = validation_epochs(self.data, self.recipe, range(epoch, epoch + count), self.capacity)
+        schedule = self.order.draw(count, self.capacity)._replace(validates=validates)
         start = time.perf_counter()
         finished = False
         try:
@@ -344,19 +345,21 @@ class _Run:
             return None
         self.pace.record(count, time.perf_counter() - start)
         self.state = state
-        columns, self.logs = log_columns(logs, schedule.validates, count)
+        columns, self.logs = log_columns(logs, validates, count)
         return columns
 
-    def _validates(self, epoch: int, count: int) -> np.ndarray | None:
-        if self.data.validation is None or self.recipe.validation_freq == 1:
-            return None
-        validates = np.zeros(self.capacity, bool)
-        freq = self.recipe.validation_freq
-        validates[:count] = [keras_internals.validates_at(self.model, epoch + e, freq) for e in range(count)]
-        return validates
+
+def validation_epochs(data: Inputs, recipe: Recipe, epochs: range, capacity: int) -> np.ndarray | None:
+    """Returns which epochs validate, padded to `capacity`, or None when all do or there is nothing to validate on."""
+    if data.validation is None or recipe.validation_freq == 1:
+        return None
+    validates = np.zeros(capacity, bool)
+    validates[: len(epochs)] = [keras_internals.validates_at(epoch, recipe.validation_freq) for epoch in epochs]
+    return validates
 
 
-def _shapes(data: Inputs) -> tuple:
+def shapes_of(data: Inputs) -> tuple:
+    """Returns the shapes of all arrays of a fit: programs of other shapes have another pace."""
     return tuple(leaf.shape for leaf in jax.tree.leaves((data.training.batch, data.validation)) if hasattr(leaf, "shape"))
 
 

@@ -177,9 +177,9 @@ def compile_marker(model: keras.Model) -> Any:
     return model._loss_tracker
 
 
-def validates_at(model: keras.Model, epoch: int, validation_freq: int | list[int]) -> bool:
+def validates_at(epoch: int, validation_freq: int | list[int]) -> bool:
     """Says whether `model.fit` validates after `epoch` (counted from 0)."""
-    return model._should_eval(epoch, validation_freq)
+    return keras.Model._should_eval(None, epoch, validation_freq)
 
 
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:

@@ -13,14 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import color_sequences, rcParams
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba_array
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from kohort import data
 
-# Matplotlib and scikit-learn take seconds to load, so the functions that draw import them.
-# Colours: Petroff, Accessible color sequences for data visualization (2021).
-COLOURS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
-COLOURS += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+COLOURS = color_sequences["petroff10"]  # told apart by colour-blind readers, too
 MARKERS = "osD^vPXp*"
 FEATURES = ("x[:, 0]", "x[:, 1]")
 MARGIN = 0.25  # of the samples' span, added on each side where no limits are given
@@ -48,30 +52,59 @@ class _Plane:
 
     def _looks(self) -> list[dict]:
         """Gives each class a shape, a colour and a name."""
-        style = {"linestyle": "none", "markeredgecolor": _ink()}
+        style = {"linestyle": "none", "markeredgecolor": rcParams["text.color"]}
         return [
-            style | {"marker": MARKERS[k % 9], "color": COLOURS[k % 10], "label": f"class {name}"}
+            style | {"marker": MARKERS[k % 9], "color": COLOURS[k % 10], "label": f"class {name:g}"}
             for k, name in enumerate(self.classes)
         ]
 
-    def _draw_samples(self, ax: Any, size: float, few: int) -> None:
-        """Draws markers of `size` points, smaller where there are more than a few samples."""
-        if self.x is None:
-            return
-        size *= min(1.0, max(0.4, math.sqrt(few / len(self.x))))
+    def _draw(self, ax: Any, response: np.ndarray, size: float) -> list:
+        """Draws regions, borders and markers of `size` points; returns the regions."""
+        from sklearn.inspection import DecisionBoundaryDisplay
+
+        single = np.stack([np.full_like(response, self.threshold), response])
+        scores, surfaces = single if response.ndim == 2 else np.moveaxis(response, -1, 0), []
+        # Each class is painted, with its border, where it beats those below it: over them.
+        for k, tint in enumerate(_tints(len(scores))):
+            lead = scores[k] - scores[:k].max(axis=0) if k else 0 * scores[0]
+            grid = {"xx0": self.xx0, "xx1": self.xx1, "n_classes": 2, "response": lead}
+            look = {"levels": [0 if k else -1, max(1, 2 * lead.max())], "colors": [tint]}
+            display = DecisionBoundaryDisplay(**grid)
+            display.plot("contourf", ax=ax, zorder=0, antialiased=True, **look)
+            display.surface_.set(edgecolor=rcParams["text.color"], linewidth=k and size / 6)
+            surfaces.append(display.surface_)
+        if not np.isfinite(scores).all():
+            ax.text(0.5, 0.5, "not finite", transform=ax.transAxes, ha="center", va="center")
+        elif self.x is None:
+            self._name_regions(ax, scores, fontsize=4 + 0.8 * size)
+        if self.x is not None:
+            self._draw_samples(ax, self.x, size * min(1, max(0.4, (50 / len(self.x)) ** 0.5)))
+        ax.set(**self.limits)
+        return surfaces
+
+    def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
+        """Writes each class where it leads most, away from the edges."""
+        edge = len(self.xx0) // 8
+        inner = np.s_[edge : len(self.xx0) - edge, edge : len(self.xx0) - edge]
+        for k, name in enumerate(self.classes):
+            lead = (scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
+            if lead.max() > 0:
+                at = self.xx0[inner].flat[lead.argmax()], self.xx1[inner].flat[lead.argmax()]
+                ax.text(*at, f"class {name:g}", ha="center", va="center", **style)
+
+    def _draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
         looks, labels = self._looks(), self.labels
         if labels is None:
-            looks, labels = [looks[0] | {"color": "none", "label": "sample"}], np.zeros(len(self.x))
+            looks, labels = [looks[0] | {"color": "none", "label": "sample"}], np.zeros(len(x))
         for k, look in enumerate(looks):
-            ax.plot(*self.x[labels == k].T, **look, markersize=size, markeredgewidth=size / 12)
+            ax.plot(*x[labels == k].T, **look, markersize=size, markeredgewidth=size / 12)
 
     def _draw_legend(self, **place: Any) -> None:
         """Shows the marker of each class on the tint of its region."""
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
-
         looks = self._looks()
-        handles: list = [Patch(facecolor=tint, edgecolor=_ink()) for tint in _tints(len(looks))]
+        handles: list = [
+            Patch(facecolor=tint, edgecolor=rcParams["text.color"], linewidth=0.5) for tint in _tints(len(looks))
+        ]
         if self.labels is not None:
             handles = [(handles[k], Line2D([], [], **look)) for k, look in enumerate(looks)]
         self.figure_.legend(handles, [look["label"] for look in looks], frameon=False, **place)
@@ -94,23 +127,11 @@ class DecisionBoundary(_Plane):
 
     def plot(self, ax: Any = None) -> "DecisionBoundary":
         """Draws the record on `ax`, or in a figure made here, and returns it."""
-        from sklearn.inspection import DecisionBoundaryDisplay
-
-        self.ax_, self.surface_ = _axes(ax, (5.4, 4.2)), []
+        self.ax_ = _axes(ax, (5.6, 4.2))
         self.figure_ = self.ax_.figure
-        leads = _leads(self.response, self.threshold, self.response.ndim == 2)
-        for k, tint in enumerate(_tints(len(leads))):
-            grid = {"xx0": self.xx0, "xx1": self.xx1, "n_classes": 2, "response": leads[k]}
-            display, low, high = DecisionBoundaryDisplay(**grid), leads[k].min(), leads[k].max()
-            if high > 0:
-                region = {"levels": [0, 2 * high], "colors": [tint], "zorder": 0}
-                display.plot("contourf", ax=self.ax_, **region)
-                self.surface_.append(display.surface_)
-            if k and low < 0 < high:  # the border of the first class is also another's
-                display.plot("contour", ax=self.ax_, **_border(1.2))
-        _mark_failure(self.ax_, leads)
-        self._draw_samples(self.ax_, 7.5, 50)
-        self.ax_.set(xlabel=FEATURES[0], ylabel=FEATURES[1], **self.limits)
+        self.surface_ = self._draw(self.ax_, self.response, 7.5)
+        self.ax_.set(xlabel=FEATURES[0], ylabel=FEATURES[1])
+        self.ax_.locator_params(nbins=6)
         if ax is None:
             self._draw_legend(loc="outside right upper")
         return self
@@ -138,8 +159,6 @@ class Wall(_Plane):
 
     def plot(self) -> "Wall":
         """Draws the record in a new figure, all cells with the same limits, and returns it."""
-        import matplotlib.pyplot as plt
-
         cell = min(3.0, max(1.3, 11 / self.columns))
         step = np.array([cell + 0.06, cell + 0.22])  # inches, with the gap and the title
         width = max(4.2, 0.5 + self.columns * step[0], 0.9 * (len(self.classes) + 1))
@@ -150,8 +169,11 @@ class Wall(_Plane):
             row, column = divmod(i, self.columns)
             corner = [0.4, inches[1] - 0.6] + step * [column, -1 - row]
             box = (*(corner / inches), *(cell / inches))
-            self.axes_.append(self.figure_.add_axes(box, xticks=[], yticks=[]))
-        self._draw_cells()
+            ax = self.figure_.add_axes(box, xticks=[], yticks=[])
+            self._draw(ax, self.responses[i], 4 * math.sqrt(cell))
+            value = "" if self.values is None else f" · {self.values[i]:.3g}"
+            ax.set_title(f"seed {self.seeds[i]}{value}", fontsize=min(10, 5 * cell), pad=3)
+            self.axes_.append(ax)
         (left, right), (low, high) = self.limits.values()
         self.figure_.supxlabel(f"{FEATURES[0]}, {left:.3g} to {right:.3g}", fontsize=9)
         self.figure_.supylabel(f"{FEATURES[1]}, {low:.3g} to {high:.3g}", fontsize=9)
@@ -161,26 +183,6 @@ class Wall(_Plane):
         place = {"loc": "upper left", "bbox_to_anchor": tuple([0.3, inches[1] - 0.25] / inches)}
         self._draw_legend(**place, fontsize=9, ncols=len(self.classes))
         return self
-
-    def _draw_cells(self) -> None:
-        """Draws one image and one contour in each cell, far cheaper than filled contours."""
-        leads = _leads(self.responses, self.threshold, self.responses.ndim == 3)
-        leader = np.where(np.isfinite(leads).all(0), leads.argmax(0) + 1, 0)
-        pixels = np.array([(0, 0, 0, 0), *_tints(len(leads))])[leader]
-        # Pixels are centred on grid points, so the image is half a step larger than the limits.
-        ends = np.array(list(self.limits.values()))
-        extent = ends + np.diff(ends) / (len(self.xx0) - 1) / 2 * [-1, 1]
-        place = {"extent": extent.ravel(), "origin": "lower", "aspect": "auto", "zorder": 0}
-        for i, ax in enumerate(self.axes_):
-            ax.imshow(pixels[i], **place)
-            for lead in leads[1:, i]:
-                if lead.min() < 0 < lead.max():
-                    ax.contour(self.xx0, self.xx1, lead, **_border(0.8))
-            _mark_failure(ax, leads[:, i])
-            self._draw_samples(ax, 4.0, 40)
-            value = "" if self.values is None else f" · {self.values[i]:.3g}"
-            ax.set_title(f"seed {self.seeds[i]}{value}", fontsize=7, pad=3)
-            ax.set(**self.limits)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -212,25 +214,27 @@ class HistoryCurves:
         if several:
             self._draw_members()
         for curves in filter(None, (self, self.validation)):
-            look = {"linestyle": "--" if curves.metric.startswith("val_") else "-", "zorder": 3}
             label = f"median {curves.metric}" if several else curves.metric
-            look |= {"label": label, "color": _line_colour(curves.metric)}
-            self.ax_.plot(curves.epochs, curves.quantiles[1], **look)
-        low, median, high = self.quantiles
-        is_falling = not _is_higher_better(self.metric) and (median > 0).all()
-        if is_falling and np.nanmax(self.values, initial=0) > 10 * low[low > 0].min(initial=np.inf):
+            line = {"label": label, "zorder": 3, **curves._look()}
+            self.ax_.plot(curves.epochs, curves.quantiles[1], **line)
+        positive, is_loss = self.values[self.values > 0], not _is_higher_better(self.metric)
+        spans_decade = positive.max(initial=0) > 10 * positive.min(initial=np.inf)
+        if is_loss and spans_decade and (self.quantiles[1] > 0).all():
             self.ax_.set_yscale("log", nonpositive="mask")
         self.ax_.set(xlabel="epoch", ylabel=self.metric)
-        _mark_failure(self.ax_, self.epochs)
+        self.ax_.locator_params(axis="x", integer=True)
+        columns = 3 if self.validation is None else 2
         if ax is None:
-            self.figure_.legend(loc="outside upper center", ncols=4, frameon=False)
+            self.figure_.legend(loc="outside upper center", ncols=columns, frameon=False)
         return self
 
-    def _draw_members(self) -> None:
-        from matplotlib.collections import LineCollection
+    def _look(self) -> dict:
+        is_validation = self.metric.startswith("val_")
+        return {"color": COLOURS[2 * is_validation], "linestyle": "--" if is_validation else "-"}
 
+    def _draw_members(self) -> None:
         low, _, high = self.quantiles
-        look = {"color": _line_colour(self.metric), "alpha": 0.3}
+        look = {"color": self._look()["color"], "alpha": 0.3}
         self.ax_.fill_between(self.epochs, low, high, lw=0, label="10 to 90 %", zorder=2, **look)
         drawn = self.values[:: math.ceil(len(self.values) / MAX_LINES)]
         lines = np.stack([np.broadcast_to(self.epochs, drawn.shape), drawn], axis=-1)
@@ -258,7 +262,8 @@ def decision_boundary(
         model: A trained Keras model, or anything whose `predict(x)` answers like one.
         x: Samples to draw on top, shape (sample, 2).
         y: Their classes, shape (sample,), or one-hot, shape (sample, class).
-        xlim, ylim: Limits of the two features. Default: those of `x`, and a quarter more each side.
+        xlim: Limits of the first feature. Default: those of `x`, and a quarter more on each side.
+        ylim: Limits of the second feature, likewise.
         grid_resolution: Grid points along each feature, at least 2.
         threshold: Default: halfway between the two labels in `y`, else 0.5. Pass 0 for logits.
         ax: Matplotlib axes to draw on; None makes a figure.
@@ -280,11 +285,224 @@ def decision_boundary(
     Source:
         `sklearn.inspection.DecisionBoundaryDisplay`, which shades responses: this fills classes.
     """
-    _require(callable(getattr(model, "predict", None)), "model", "a model", model, STEP, TypeError)
-    shape = getattr(model, "input_shape", (None, 2))
-    _require(shape in ((None, 2), (None, None)), "model", TWO_FEATURES, f"of {shape}", STEP)
+    step, shape = "Pass a trained `keras.Model`.", getattr(model, "input_shape", (None, 2))
+    _require(hasattr(model, "predict"), "model", "a model", model, step, TypeError)
+    accepted, step = "of two input features", f"Its input shape is {shape}, not (None, 2)."
+    _require(shape in ((None, 2), (None, None)), "model", accepted, model, step)
     grid = _grid(x, y, xlim, ylim, grid_resolution)
-    options = {"batch_size": 10_000, "verbose": 0} if isinstance(model, keras.Model) else {}
-    response = _on_grid([model.predict(_points(grid), **options)], grid)[0]
+    options: dict = {"batch_size": 10_000, "verbose": 0} if isinstance(model, keras.Model) else {}
+    response = _answers(model.predict, grid, 0, **options)
     grid |= _classes(y, response.shape[2:], threshold)
     return DecisionBoundary(**grid, response=response).plot(ax)
+
+
+def wall(
+    cohort: Any,
+    x: Any = None,
+    y: Any = None,
+    *,
+    xlim: Any = None,
+    ylim: Any = None,
+    members: int | Iterable[int] = 64,
+    by: str | None = None,
+    grid_resolution: int = 50,
+    threshold: float | int | None = None,
+    columns: int | None = None,
+) -> Wall:
+    """Computes and draws the decision boundaries of many members, one small cell each.
+
+    The first members are a fair sample, as seeds are exchangeable: the share of failures on the
+    wall estimates that of the cohort. So `by` sorts what is shown, and does not choose it.
+
+    Args:
+        cohort: A trained `kohort.Cohort` of a model with two features.
+        x: Samples, as for `decision_boundary`.
+        y: Their classes, likewise.
+        xlim: Limits of the first feature, likewise.
+        ylim: Limits of the second feature, likewise.
+        members: How many members to show at most, the first ones; or their seeds.
+        by: Metric that sorts the cells, best first, and stands in the titles. Default: members in
+            their own order, with the last loss in the titles.
+        grid_resolution: Grid points along each feature, at least 2.
+        threshold: As for `decision_boundary`.
+        columns: Cells in a row. Default: about as many as rows.
+
+    Returns:
+        The record, drawn: `xx0`, `xx1`, `responses`, `seeds` and so on.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it must be.
+
+    Example:
+        >>> import keras, kohort
+        >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer="sgd", loss="mse")
+        >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()
+        >>> history = cohort.fit(x, y, epochs=1, verbose=0)
+        >>> picture = kohort.plot.wall(cohort, x, y, members=[4, 2], grid_resolution=10)
+        >>> picture.seeds, picture.responses.shape
+        ((4, 2), (2, 10, 10))
+
+    Source:
+        Small multiples: Tufte, The Visual Display of Quantitative Information (1983).
+    """
+    chosen = _chosen(cohort, members)
+    metric = by or ("loss" if "loss" in (getattr(cohort, "history", None) or {}) else None)
+    values = None if metric is None else _logs(cohort, "by", metric).last(metric)[chosen]
+    if by is not None and values is not None:
+        order = np.argsort(-values if _is_higher_better(by) else values, kind="stable")  # NaN last
+        chosen, values = chosen[order], values[order]
+    grid = _grid(x, y, xlim, ylim, grid_resolution)
+    batch_size = max(1, ROWS_AT_ONCE // len(cohort.seeds))
+    responses = _answers(cohort.predict, grid, 1, batch_size=batch_size)[chosen]
+    seeds = tuple(cohort.seeds[i] for i in chosen)
+    titles = {"seeds": seeds, "metric": metric, "values": values, "members": len(cohort.seeds)}
+    grid |= _classes(y, responses.shape[3:], threshold)
+    columns = columns or math.ceil(math.sqrt(len(chosen)))
+    return Wall(**grid, **titles, responses=responses, columns=columns).plot()
+
+
+def history(source: Any, metric: str = "loss", *, ax: Any = None) -> HistoryCurves:
+    """Computes and draws a metric over the epochs, for one network or all members of a cohort.
+
+    Of a cohort: members faint, the band that holds the middle 80 % of them, and their median. A
+    mean would follow the few that explode, and one curve would follow one lucky start.
+
+    Args:
+        source: What `fit` returned, or a `kohort.Cohort`.
+        metric: Its name. Its `val_` twin is drawn too, dashed, where there is one.
+        ax: Matplotlib axes to draw on; None makes a figure.
+
+    Returns:
+        The record, drawn: `epochs`, `values`, `quantiles` and so on.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it must be, or nothing was recorded yet.
+
+    Example:
+        >>> import numpy as np, kohort
+        >>> losses = {"loss": np.array([[0.5, 0.1], [0.5, 0.3]])}
+        >>> log = kohort.history.CohortHistory(losses, seeds=[0, 1], epoch=[0, 1])
+        >>> kohort.plot.history(log).quantiles[1].tolist()
+        [0.5, 0.2]
+
+    Source:
+        Quantiles as `numpy.nanquantile`, linear between members.
+    """
+    logs = _logs(source, "metric", metric)
+    epoch, twin = getattr(logs, "epoch", None) or getattr(source, "epoch", None), f"val_{metric}"
+    record = _curves(metric, logs[metric], epoch)
+    record.validation = _curves(twin, logs[twin], epoch) if twin in logs else None
+    return record.plot(ax)
+
+
+def _require(ok: Any, name: str, accepted: str, value: Any, step: str, error: type = ValueError):
+    """Raises an error that names the argument, what it must be, what came and one next step."""
+    if not ok:
+        shape = getattr(value, "shape", None)
+        came = f"={reprlib.repr(value)}" if shape is None else f" with shape={tuple(shape)}"
+        raise error(f"`{name}` must be {accepted}. Received: {name}{came}. {step}")
+
+
+def _grid(x: Any, y: Any, xlim: Any, ylim: Any, n: int) -> dict:
+    """Returns what a record keeps of the plane: `xx0`, `xx1`, `x`."""
+    _require(n >= 2, "grid_resolution", "at least 2", n, "Pass for example 100.")
+    _require(x is not None or y is None, "y", "left out where `x` is", y, "Pass `x` as well.")
+    if x is not None:
+        data.samples(x, y)
+        x = np.asarray(x, float)
+        is_plane = x.ndim == 2 and x.shape[1] == 2
+        _require(is_plane, "x", "of shape (sample, 2)", x, "Select two features.")
+    both = (_limits("xlim", xlim, x, 0), _limits("ylim", ylim, x, 1))
+    xx0, xx1 = np.meshgrid(*(np.linspace(*ends, n) for ends in both))
+    return {"xx0": xx0, "xx1": xx1, "x": x}
+
+
+def _limits(name: str, limits: Any, x: Any, feature: int) -> tuple[float, float]:
+    if limits is None and x is not None:
+        low, high = float(x[:, feature].min()), float(x[:, feature].max())
+        margin = MARGIN * (high - low) or 1.0
+        return low - margin, high + margin
+    accepted = "two finite numbers, the lower first" + ", where `x` is not given" * (x is None)
+    ends = np.asarray(limits)
+    ok = ends.shape == (2,) and ends.dtype.kind in "iuf" and -np.inf < ends[0] < ends[1] < np.inf
+    _require(ok, name, accepted, limits, f"Pass for example `{name}=(-0.5, 1.5)`.")
+    return float(ends[0]), float(ends[1])
+
+
+def _answers(predict: Any, grid: dict, before: int, **options: Any) -> np.ndarray:
+    """Returns raw outputs (..., grid, grid) or (..., grid, grid, class), with so many axes before."""
+    points = np.column_stack((grid["xx0"].ravel(), grid["xx1"].ravel()))
+    outputs = predict(points.astype("float32"), **options)
+    outputs = np.asarray(0 if isinstance(outputs, list | tuple | dict) else outputs)
+    step = "Draw a `keras.Model` that ends in one number, or in one for each class."
+    ok = outputs.ndim - before in (1, 2)
+    _require(ok, "model", "of one output (sample, class)", outputs, step)
+    members, classes = outputs.shape[:before], outputs.shape[before + 1 :]
+    return outputs.reshape(*members, *grid["xx0"].shape, *(classes if classes != (1,) else ()))
+
+
+def _classes(y: Any, outputs: tuple, threshold: Any) -> dict:
+    """Returns what a record keeps of the classes: `labels`, `classes`, `threshold`."""
+    labels, classes = None, list(range(*outputs or (2,)))
+    if y is not None:
+        labels = np.asarray(y)
+        if labels.ndim == 2 and labels.shape[1] in (1, *outputs):
+            labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)
+        found = np.unique(labels).tolist()
+        classes = found if not outputs and len(found) == 2 else classes
+        accepted = f"class numbers from 0 to {classes[-1]}" if outputs else "of two values"
+        ok = labels.ndim == 1 and set(found) <= set(classes)
+        _require(ok, "y", accepted, y, f"The model has {len(classes)} classes.")
+        labels = np.searchsorted(classes, labels)
+    threshold = sum(classes[:2]) / 2 if threshold is None else float(threshold)
+    return {"labels": labels, "classes": tuple(classes), "threshold": threshold}
+
+
+def _chosen(cohort: Any, members: Any) -> np.ndarray:
+    """Returns the positions in the cohort of the members to show."""
+    ok, step = hasattr(cohort, "seeds"), "Use `decision_boundary` for one model."
+    _require(ok, "cohort", "a `kohort.Cohort`", cohort, step, TypeError)
+    seeds = list(cohort.seeds)
+    wanted = seeds[: max(members, 0)] if isinstance(members, int) else list(members)
+    accepted = f"a number of at least 1, or seeds among {reprlib.repr(seeds)}"
+    ok = wanted and set(wanted) <= set(seeds)
+    _require(ok, "members", accepted, members, "Pass for example 64.")
+    return np.array([seeds.index(seed) for seed in wanted])
+
+
+def _logs(source: Any, name: str, metric: str) -> Any:
+    """Returns the history of a source, after checking that it has the metric."""
+    logs = source if isinstance(source, Mapping) else getattr(source, "history", source)
+    step = "Pass what `fit` returned, or a `kohort.Cohort`."
+    _require(isinstance(logs, Mapping), "source", "a history", source, step, TypeError)
+    accepted = f"one of {', '.join(map(repr, logs))}" if logs else "recorded by a `fit`"
+    _require(metric in logs, name, accepted, metric, "Metrics are named in `model.compile`.")
+    return logs
+
+
+def _curves(metric: str, values: Any, epoch: Any) -> HistoryCurves:
+    values = np.atleast_2d(np.asarray(values, float))
+    epochs = 1 + np.asarray(epoch or range(values.shape[1]))
+    every = len(epochs) // max(1, values.shape[1])  # a list of Keras's has no gaps: spread it
+    has_value = np.isfinite(values).any(axis=0)
+    epochs = epochs[every - 1 :: every][: values.shape[1]][has_value]
+    values = np.where(np.isfinite(values), values, np.nan)[:, has_value]
+    quantiles = np.nanquantile(values, (0.1, 0.5, 0.9), axis=0)
+    return HistoryCurves(metric=metric, epochs=epochs, values=values, quantiles=quantiles)
+
+
+def _is_higher_better(metric: str) -> bool:
+    return not HIGHER_IS_BETTER.isdisjoint(metric.lower().replace("io_u", "iou").split("_"))
+
+
+def _tints(n: int) -> np.ndarray:
+    """Returns the colours of the regions, between a class's own and the background."""
+    own = to_rgba_array([COLOURS[k % 10] for k in range(n)])
+    return 0.3 * own + 0.7 * to_rgba_array(rcParams["axes.facecolor"])
+
+
+def _axes(ax: Any, size: tuple) -> Any:
+    step = "`plt.subplots()` makes some."
+    _require(ax is None or isinstance(ax, Axes), "ax", "Matplotlib axes", ax, step, TypeError)
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from keras import layers, losses, metrics, optimizers
+from keras import layers, metrics, optimizers
 from oracle import assert_same_fit
 
 import kohort
@@ -26,11 +26,18 @@ def dense(*middle, units=1, activation="sigmoid", shape=(4,)):
     return keras.Sequential([*stack, layers.Dense(units, activation=activation)])
 
 
+def fresh(option):
+    """Makes what an option names by a callable, so that two models share no optimizer and no metric."""
+    if isinstance(option, list):
+        return [fresh(part) for part in option]
+    return option() if callable(option) else option
+
+
 def compiled(make, optimizer="adam", loss="binary_crossentropy", **options):
     def build():
         model = make()
-        own = options | {k: [m() if callable(m) else m for m in options[k]] for k in ("metrics", "weighted_metrics") if k in options}
-        model.compile(optimizer() if callable(optimizer) else optimizer, loss, **own)
+        own = {name: fresh(option) for name, option in options.items()}
+        model.compile(fresh(optimizer), loss, **own)
         return model
 
     return build
@@ -136,9 +143,8 @@ def convolution():
 
 
 def recurrent():
-    return keras.Sequential(
-        [keras.Input((6,), dtype="int32"), layers.Embedding(12, 4, mask_zero=True), layers.LSTM(5), layers.Dense(1, "sigmoid")]
-    )
+    stack = [layers.Embedding(12, 4, mask_zero=True), layers.LSTM(5), layers.Dense(1, "sigmoid")]
+    return keras.Sequential([keras.Input((6,), dtype="int32"), *stack])
 
 
 def test_convolution():
@@ -152,7 +158,8 @@ def test_embedding_and_lstm_with_mask():
 def two_in_two_out():
     a, b = keras.Input((4,), name="a"), keras.Input((2,), name="b")
     joined = layers.Concatenate()([layers.Dense(5, "relu")(a), b])
-    return keras.Model({"a": a, "b": b}, {"p": layers.Dense(1, "sigmoid", name="p")(joined), "q": layers.Dense(3, name="q")(joined)})
+    outputs = {"p": layers.Dense(1, "sigmoid", name="p")(joined), "q": layers.Dense(3, name="q")(joined)}
+    return keras.Model({"a": a, "b": b}, outputs)
 
 
 def test_nested_inputs_and_outputs_with_weights():
@@ -193,7 +200,8 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_argument(name):
-    build = compiled(lambda: dense(layers.Dense(8, "relu"), layers.Dropout(0.2)), metrics=["accuracy"], weighted_metrics=["mse"])
+    make = lambda: dense(layers.Dense(8, "relu"), layers.Dropout(0.2))  # noqa: E731
+    build = compiled(make, metrics=["accuracy"], weighted_metrics=["mse"])
     assert_same_fit(build, BASE | ARGUMENTS[name])
 
 

@@ -23,11 +23,13 @@ PACKAGE = ROOT / "kohort"
 
 # A room imports only from the rooms before it; `__init__.py` may import from all of them.
 ROOMS = [
-    "keras_internals",
-    "data",
     "history",
     "engine",
+    "keras_internals",
+    "data",
     "fit",
+    "template",
+    "members",
     "cohort",
     "store",
     "study",
@@ -86,9 +88,7 @@ def code_lines(source):
     without decorators, docstrings, comments and blank lines. Returns name -> count.
     """
     tree = ast.parse(source)
-    skipped = {
-        line for node in docstrings(tree) for line in range(node.lineno, node.end_lineno + 1)
-    }
+    skipped = {line for node in docstrings(tree) for line in range(node.lineno, node.end_lineno + 1)}
     blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
     code = {
         line
@@ -97,9 +97,7 @@ def code_lines(source):
         for line in range(token.start[0], token.end[0] + 1)
     } - skipped
     return {
-        f"{node.name} (line {node.lineno})": len(
-            code.intersection(range(node.lineno, node.end_lineno + 1))
-        )
+        f"{node.name} (line {node.lineno})": len(code.intersection(range(node.lineno, node.end_lineno + 1)))
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
@@ -223,15 +221,16 @@ def public_names(source):
 
 def documented():
     """Yields (dotted name, object) of the classes and functions that users have: those of
-    `kohort.__all__`, and the public ones of the modules in it.
+    `kohort.__all__`, and of the modules in it what is public (their `__all__`, where they have one).
     """
     for name in kohort.__all__:
         thing = getattr(kohort, name)
         if isinstance(thing, types.ModuleType):
             yield from (
                 (f"{thing.__name__}.{inner}", value)
-                for inner, value in vars(thing).items()
-                if getattr(value, "__module__", "") == thing.__name__ and not inner.startswith("_")
+                for inner in getattr(thing, "__all__", vars(thing))
+                if getattr(value := getattr(thing, inner), "__module__", "") == thing.__name__
+                and not inner.startswith("_")
             )
         elif callable(thing):
             yield f"kohort.{name}", thing
@@ -293,9 +292,7 @@ def test_docstrings_do_what_they_say(path, tmp_path, monkeypatch):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     module = importlib.import_module(name)
     printed = []
-    runner = doctest.DocTestRunner(
-        verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    )
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, name):
         runner.run(test, out=printed.append)
 

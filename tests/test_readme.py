@@ -89,9 +89,7 @@ def test_readme_blocks_do_what_they_say(tmp_path):
 
 
 def test_a_wrong_readme_is_noticed(tmp_path):
-    text = (
-        "# x\n```python\na = 2\nprint(a)\n```\nso:\n```text\n2\n```\n```python\nprint(a + 1)\n```\n"
-    )
+    text = "# x\n```python\na = 2\nprint(a)\n```\nso:\n```text\n2\n```\n```python\nprint(a + 1)\n```\n"
     right = read_blocks(text)
     wrong = read_blocks(text.replace("\n2\n", "\n7\n"))
 

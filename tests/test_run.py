@@ -37,9 +37,7 @@ def run(*arguments, cwd=ROOT):
 def project_files():
     """Yields the files of the project: no hidden folders but .ci, no caches."""
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [
-            name for name in folders if name == ".ci" or not name.startswith((".", "__pycache__"))
-        ]
+        folders[:] = [name for name in folders if name == ".ci" or not name.startswith((".", "__pycache__"))]
         yield from (path for name in files if (path := Path(folder, name)).is_file())
 
 
@@ -82,8 +80,7 @@ def test_without_a_python_it_says_what_to_install(tmp_path):
 
     assert done.returncode == 1
     assert done.stderr == (
-        "kohort: Python 3.11 or later is needed and none is on PATH: "
-        "install one (Debian: apt install python3).\n"
+        "kohort: Python 3.11 or later is needed and none is on PATH: install one (Debian: apt install python3).\n"
     )
 
 
@@ -96,8 +93,7 @@ def test_without_uv_and_pip_it_says_what_to_install(tmp_path):
 
     assert done.returncode == 1
     assert done.stderr == (
-        "kohort: pip is needed and python3 has none: "
-        "install it (Debian: apt install python3-pip), or install uv.\n"
+        "kohort: pip is needed and python3 has none: install it (Debian: apt install python3-pip), or install uv.\n"
     )
 
 

@@ -1,0 +1,103 @@
+"""What all members of a model's cohorts share: a clone of the model and its compiled programs.
+
+In comes a Keras model; out go the state that any seed begins with, computed for thousands of seeds in one traced call, and
+plain Keras models to put a member's state into. The room exists because tracing and compiling must happen once per model,
+not once per cohort.
+"""
+
+import random
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from kohort import engine, keras_internals
+from kohort.data import Inputs
+from kohort.engine import State
+from kohort.fit import Programs
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Leaves Python's and NumPy's global generators as they were before the block."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class Template:
+    """A clone of the model whose variables stand in for those of every member, with its compiled programs."""
+
+    def __init__(self, model: keras.Model) -> None:
+        """Clones the model and counts the seeds that a clone draws."""
+        self.draws = 0
+
+        def count() -> int:
+            self.draws += 1
+            return self.draws
+
+        with preserved_generators(), keras_internals.default_seeds(count):
+            self.network = keras_internals.clone(model)
+        keras_internals.compile_like(self.network, model)
+        self.programs = Programs(self.network)
+        self._initial = jax.jit(jax.vmap(engine.op_by_op(self._begin)))
+        self._built_with: Any = None
+
+    def _begin(self, seeds: Any) -> State:
+        """Returns the state that a clone begins with, given the default seeds it draws: traced, shape (draw,)."""
+        drawn = iter(range(self.draws))
+        with keras_internals.default_seeds(lambda: keras_internals.TracedSeed(seeds[next(drawn)])):
+            network = keras_internals.clone(self.network)
+        keras_internals.compile_like(network, self.network)
+        network.optimizer.build(network.trainable_variables)
+        return keras_internals.read_state(network)._replace(metrics_variables=[])
+
+    def build(self, data: Inputs) -> None:
+        """Builds losses, metrics and optimizer for these data."""
+        if self._built_with is None:
+            with preserved_generators():
+                keras_internals.symbolic_build(self.network, data.build_iterator)
+            self._built_with = jax.tree.map(lambda a: a[:1], data.training.batch)
+
+    def initial(self, seeds: tuple[int, ...]) -> State:
+        """Returns the state that the members of a block begin with: leading axis member."""
+        draws = np.zeros((len(seeds), self.draws), np.uint32)
+        for row, seed in zip(draws, seeds, strict=True):
+            generator = random.Random(seed)
+            row[:] = [keras_internals.default_seed(generator) for _ in range(self.draws)]
+        with preserved_generators():
+            state = self._initial(draws)
+        metrics = keras_internals.read_state(self.network).metrics_variables
+        stacked = [jnp.broadcast_to(value, (len(seeds), *value.shape)) for value in metrics]
+        return state._replace(metrics_variables=stacked)
+
+    def member(self) -> keras.Model:
+        """Returns a compiled, built clone whose values are still to be written."""
+        with preserved_generators():
+            network = keras_internals.clone(self.network)
+        keras_internals.compile_like(network, self.network)
+        keras_internals.build_like(network, self._built_with)
+        return network
+
+
+_templates: "weakref.WeakKeyDictionary[keras.Model, tuple[Any, Template]]" = weakref.WeakKeyDictionary()
+
+
+def template_of(model: keras.Model) -> Template:
+    """Returns the template of the model; a new one when its configuration or how it is compiled has changed."""
+    marker = keras_internals.compile_marker(model)
+    key = (repr(model.get_config()), repr(model.optimizer.get_config()))
+    known = _templates.get(model)
+    if known is None or known[0][0] is not marker or known[0][1:] != key:
+        known = _templates[model] = ((marker, *key), Template(model))
+    return known[1]
+
+
