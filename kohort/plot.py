@@ -1,14 +1,13 @@
 """Pictures: compute a record, keep it, then draw it.
 
-In come a trained model, a cohort or a history; out comes a record that holds as arrays all that the
-picture shows. Its `plot` draws from those arrays alone, and keeps the Matplotlib objects. A figure
-made here has a legend beside the data; on axes of yours the artists carry labels, for `ax.legend()`
-where your layout has room. The room exists because many networks say what one cannot.
+In come a trained model, a cohort or a history; out comes a record that holds as arrays all that the picture shows, and
+draws it from them alone, as often as asked. A figure made here has a legend beside the data; on axes of yours the
+artists carry labels, for `ax.legend()`. The room exists because people look before they read, and at many at once.
 """
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from kohort import data
 
@@ -47,50 +47,41 @@ class _Plane:
 
     @property
     def limits(self) -> dict:
-        """Lower and upper limit of both features, as Matplotlib's `Axes.set` takes them."""
         return {"xlim": tuple(self.xx0[0, [0, -1]]), "ylim": tuple(self.xx1[[0, -1], 0])}
-
-    def _looks(self) -> list[dict]:
-        """Gives each class a shape, a colour and a name."""
-        style = {"linestyle": "none", "markeredgecolor": rcParams["text.color"]}
-        return [
-            style | {"marker": MARKERS[k % 9], "color": COLOURS[k % 10], "label": f"class {name:g}"}
-            for k, name in enumerate(self.classes)
-        ]
 
     def _draw(self, ax: Any, response: np.ndarray, size: float) -> list:
         """Draws regions, borders and markers of `size` points; returns the regions."""
         from sklearn.inspection import DecisionBoundaryDisplay
 
-        single = np.stack([np.full_like(response, self.threshold), response])
-        scores, surfaces = single if response.ndim == 2 else np.moveaxis(response, -1, 0), []
-        # Each class is painted, with its border, where it beats those below it: over them.
+        known, surfaces = np.where(np.isfinite(response), response, np.nan), []
+        scores = np.moveaxis(known, -1, 0) if known.ndim == 3 else np.stack([0 * known + self.threshold, known])
+        # Each class is painted, with its border, where it beats all those before it, and over them.
         for k, tint in enumerate(_tints(len(scores))):
-            lead = scores[k] - scores[:k].max(axis=0) if k else 0 * scores[0]
-            grid = {"xx0": self.xx0, "xx1": self.xx1, "n_classes": 2, "response": lead}
-            look = {"levels": [0 if k else -1, max(1, 2 * lead.max())], "colors": [tint]}
-            display = DecisionBoundaryDisplay(**grid)
-            display.plot("contourf", ax=ax, zorder=0, antialiased=True, **look)
-            display.surface_.set(edgecolor=rcParams["text.color"], linewidth=k and size / 6)
-            surfaces.append(display.surface_)
-        if not np.isfinite(scores).all():
+            lead = scores[k] - scores[:k].max(axis=0) if k else 0 * scores.sum(axis=0)
+            display = DecisionBoundaryDisplay(xx0=self.xx0, xx1=self.xx1, n_classes=2, response=lead)
+            style = {"levels": [0 if k else -1, max(1, 2 * lead.max())], "colors": [tint], "antialiased": True}
+            region: Any = display.plot("contourf", ax=ax, zorder=0, **style).surface_
+            region.set(edgecolor=rcParams["text.color"], linewidth=k and size / 6)
+            surfaces.append(region)
+        ax.spines[:].set_linewidth(size / 6)
+        if np.isnan(scores).any():
             ax.text(0.5, 0.5, "not finite", transform=ax.transAxes, ha="center", va="center")
         elif self.x is None:
             self._name_regions(ax, scores, fontsize=4 + 0.8 * size)
         if self.x is not None:
-            self._draw_samples(ax, self.x, size * min(1, max(0.4, (50 / len(self.x)) ** 0.5)))
+            self._draw_samples(ax, self.x, size * min(1, max(0.4, math.sqrt(50 / len(self.x)))))
         ax.set(**self.limits)
         return surfaces
 
     def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
-        """Writes each class where it leads most, away from the edges."""
-        edge = len(self.xx0) // 8
-        inner = np.s_[edge : len(self.xx0) - edge, edge : len(self.xx0) - edge]
-        for k, name in enumerate(self.classes):
+        """Writes the name of each class where it leads most, away from the edges: colour alone does not tell."""
+        inner = (slice(len(self.xx0) // 8, -(-len(self.xx0) * 7 // 8)),) * 2
+        for k, look in enumerate(self._looks()):
             lead = (scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
-            if lead.max() > 0:
-                at = self.xx0[inner].flat[lead.argmax()], self.xx1[inner].flat[lead.argmax()]
-                ax.text(*at, f"class {name:g}", ha="center", va="center", **style)
+            best = lead.argmax()
+            if lead.flat[best] > 0:
+                place = self.xx0[inner].flat[best], self.xx1[inner].flat[best]
+                ax.text(*place, look["label"], ha="center", va="center", **style)
 
     def _draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
         looks, labels = self._looks(), self.labels
@@ -101,13 +92,19 @@ class _Plane:
 
     def _draw_legend(self, **place: Any) -> None:
         """Shows the marker of each class on the tint of its region."""
-        looks = self._looks()
-        handles: list = [
-            Patch(facecolor=tint, edgecolor=rcParams["text.color"], linewidth=0.5) for tint in _tints(len(looks))
-        ]
+        looks, edge = self._looks(), rcParams["text.color"]
+        handles: list = [Patch(facecolor=tint, edgecolor=edge, linewidth=0.5) for tint in _tints(len(looks))]
         if self.labels is not None:
             handles = [(handles[k], Line2D([], [], **look)) for k, look in enumerate(looks)]
         self.figure_.legend(handles, [look["label"] for look in looks], frameon=False, **place)
+
+    def _looks(self) -> list[dict]:
+        """Gives each class a shape, a colour and a name."""
+        style = {"linestyle": "none", "markeredgecolor": rcParams["text.color"]}
+        return [
+            style | {"marker": MARKERS[k % 9], "color": COLOURS[k % 10], "label": f"class {name:g}"}
+            for k, name in enumerate(self.classes)
+        ]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -159,27 +156,25 @@ class Wall(_Plane):
 
     def plot(self) -> "Wall":
         """Draws the record in a new figure, all cells with the same limits, and returns it."""
-        cell = min(3.0, max(1.3, 11 / self.columns))
+        columns = min(self.columns, len(self.seeds))
+        cell = min(3.0, max(1.3, 11 / columns))
         step = np.array([cell + 0.06, cell + 0.22])  # inches, with the gap and the title
-        width = max(4.2, 0.5 + self.columns * step[0], 0.9 * (len(self.classes) + 1))
-        inches = np.array([width, 1.05 + math.ceil(len(self.seeds) / self.columns) * step[1]])
+        width = max(4.2, 0.5 + columns * step[0], 0.9 * (len(self.classes) + 1))
+        inches = np.array([width, 1.05 + math.ceil(len(self.seeds) / columns) * step[1]])
         self.figure_, self.axes_ = plt.figure(figsize=tuple(inches)), []
         for i in range(len(self.seeds)):
             # Placed by hand: shared axes and a layout engine take seconds for 64 cells.
-            row, column = divmod(i, self.columns)
+            row, column = divmod(i, columns)
             corner = [0.4, inches[1] - 0.6] + step * [column, -1 - row]
-            box = (*(corner / inches), *(cell / inches))
-            ax = self.figure_.add_axes(box, xticks=[], yticks=[])
+            ax = self.figure_.add_axes((*(corner / inches), *(cell / inches)), xticks=[], yticks=[])
             self._draw(ax, self.responses[i], 4 * math.sqrt(cell))
             value = "" if self.values is None else f" · {self.values[i]:.3g}"
             ax.set_title(f"seed {self.seeds[i]}{value}", fontsize=min(10, 5 * cell), pad=3)
             self.axes_.append(ax)
-        (left, right), (low, high) = self.limits.values()
-        self.figure_.supxlabel(f"{FEATURES[0]}, {left:.3g} to {right:.3g}", fontsize=9)
-        self.figure_.supylabel(f"{FEATURES[1]}, {low:.3g} to {high:.3g}", fontsize=9)
-        text = f"{len(self.seeds)} of {self.members} members: seed"
-        text += "" if self.metric is None else f" · last {self.metric}"
-        self.figure_.text(*([0.4, inches[1] - 0.1] / inches), text, va="top")
+        for write, name, (low, high) in zip(("supxlabel", "supylabel"), FEATURES, self.limits.values(), strict=True):
+            getattr(self.figure_, write)(f"{name}, {low:.3g} to {high:.3g}", fontsize=9)
+        title = f"{len(self.seeds)} of {self.members} members: seed" + (f" · last {self.metric}" if self.metric else "")
+        self.figure_.text(*([0.4, inches[1] - 0.1] / inches), title, va="top")
         place = {"loc": "upper left", "bbox_to_anchor": tuple([0.3, inches[1] - 0.25] / inches)}
         self._draw_legend(**place, fontsize=9, ncols=len(self.classes))
         return self
@@ -205,41 +200,40 @@ class HistoryCurves:
     figure_: Any = field(default=None, init=False)  # once drawn
 
     def plot(self, ax: Any = None) -> "HistoryCurves":
-        """Draws the record on `ax`, or in a figure made here, and returns it.
-
-        The scale is logarithmic for a loss that spans more than a decade.
-        """
+        """Draws the record on `ax`, or in a figure made here, and returns it; logarithmic if a loss spans a decade."""
         self.ax_, several = _axes(ax, (6.4, 4.2)), len(self.values) > 1
         self.figure_ = self.ax_.figure
         if several:
-            self._draw_members()
+            self._draw_members(self.ax_)
         for curves in filter(None, (self, self.validation)):
             label = f"median {curves.metric}" if several else curves.metric
-            line = {"label": label, "zorder": 3, **curves._look()}
-            self.ax_.plot(curves.epochs, curves.quantiles[1], **line)
-        positive, is_loss = self.values[self.values > 0], not _is_higher_better(self.metric)
+            look = {**curves._look(), "path_effects": [withStroke(linewidth=3, foreground=rcParams["axes.facecolor"])]}
+            self.ax_.plot(curves.epochs, curves.quantiles[1], label=label, zorder=3, **look)
+        positive = self.values[self.values > 0]
         spans_decade = positive.max(initial=0) > 10 * positive.min(initial=np.inf)
-        if is_loss and spans_decade and (self.quantiles[1] > 0).all():
+        if spans_decade and (self.quantiles[1] > 0).all() and not _is_higher_better(self.metric):
             self.ax_.set_yscale("log", nonpositive="mask")
         self.ax_.set(xlabel="epoch", ylabel=self.metric)
         self.ax_.locator_params(axis="x", integer=True)
-        columns = 3 if self.validation is None else 2
+        if not self.epochs.size:
+            self.ax_.text(0.5, 0.5, "not finite", transform=self.ax_.transAxes, ha="center", va="center")
         if ax is None:
-            self.figure_.legend(loc="outside upper center", ncols=columns, frameon=False)
+            self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
         return self
 
     def _look(self) -> dict:
         is_validation = self.metric.startswith("val_")
-        return {"color": COLOURS[2 * is_validation], "linestyle": "--" if is_validation else "-"}
+        return {"color": COLOURS[6 * is_validation], "linestyle": "--" if is_validation else "-"}
 
-    def _draw_members(self) -> None:
-        low, _, high = self.quantiles
-        look = {"color": self._look()["color"], "alpha": 0.3}
-        self.ax_.fill_between(self.epochs, low, high, lw=0, label="10 to 90 %", zorder=2, **look)
-        drawn = self.values[:: math.ceil(len(self.values) / MAX_LINES)]
+    def _draw_members(self, ax: Any) -> None:
+        colour, drawn = self._look()["color"], self.values[:: math.ceil(len(self.values) / MAX_LINES)]
+        band = {"color": colour, "alpha": 0.3, "linewidth": 0, "zorder": 2}
+        ax.fill_between(self.epochs, *self.quantiles[[0, 2]], label="10 to 90 %", **band)
+        early = np.isnan(self.values[:, -1:]).sum()
+        label = f"{len(drawn)} of {len(self.values)} members" + (f", {early} end early" if early else "")
         lines = np.stack([np.broadcast_to(self.epochs, drawn.shape), drawn], axis=-1)
-        label = f"{len(drawn)} of {len(self.values)} members"
-        self.ax_.add_collection(LineCollection(list(lines), lw=0.4, label=label, zorder=1, **look))
+        faint = {"color": colour, "alpha": min(0.3, 30 / len(drawn)), "linewidth": 0.4, "zorder": 1}
+        ax.add_collection(LineCollection(list(lines), label=label, **faint))
 
 
 def decision_boundary(
@@ -255,8 +249,8 @@ def decision_boundary(
 ) -> DecisionBoundary:
     """Computes and draws which class a model with two features answers where.
 
-    A single output changes class at `threshold`; of one output for each class the largest is the
-    answer. A line marks where the answer changes.
+    A single output changes class at `threshold`; of one output for each class the largest is the answer. A line marks
+    where the answer changes.
 
     Args:
         model: A trained Keras model, or anything whose `predict(x)` answers like one.
@@ -276,8 +270,7 @@ def decision_boundary(
 
     Example:
         >>> import keras, kohort
-        >>> layer = keras.layers.Dense(1, kernel_initializer="ones")
-        >>> model = keras.Sequential([keras.Input(shape=(2,)), layer])
+        >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1, kernel_initializer="ones")])
         >>> limits = {"xlim": (0, 1), "ylim": (0, 1)}
         >>> kohort.plot.decision_boundary(model, **limits, grid_resolution=3).response.tolist()
         [[0.0, 0.5, 1.0], [0.5, 1.0, 1.5], [1.0, 1.5, 2.0]]
@@ -285,10 +278,10 @@ def decision_boundary(
     Source:
         `sklearn.inspection.DecisionBoundaryDisplay`, which shades responses: this fills classes.
     """
-    step, shape = "Pass a trained `keras.Model`.", getattr(model, "input_shape", (None, 2))
-    _require(hasattr(model, "predict"), "model", "a model", model, step, TypeError)
-    accepted, step = "of two input features", f"Its input shape is {shape}, not (None, 2)."
-    _require(shape in ((None, 2), (None, None)), "model", accepted, model, step)
+    _require(hasattr(model, "predict"), "model", "a trained model", model, "Pass a `keras.Model`.", TypeError)
+    shape = getattr(model, "input_shape", (None, 2))
+    step = f"Its input shape is {shape}: draw one whose input shape is (None, 2)."
+    _require(shape in ((None, 2), (None, None)), "model", "a model of two input features", model, step)
     grid = _grid(x, y, xlim, ylim, grid_resolution)
     options: dict = {"batch_size": 10_000, "verbose": 0} if isinstance(model, keras.Model) else {}
     response = _answers(model.predict, grid, 0, **options)
@@ -311,8 +304,8 @@ def wall(
 ) -> Wall:
     """Computes and draws the decision boundaries of many members, one small cell each.
 
-    The first members are a fair sample, as seeds are exchangeable: the share of failures on the
-    wall estimates that of the cohort. So `by` sorts what is shown, and does not choose it.
+    The first members are a fair sample, as seeds are exchangeable: the share of failures on the wall estimates that of
+    the cohort. So `by` sorts what is shown, and does not choose it.
 
     Args:
         cohort: A trained `kohort.Cohort` of a model with two features.
@@ -321,8 +314,8 @@ def wall(
         xlim: Limits of the first feature, likewise.
         ylim: Limits of the second feature, likewise.
         members: How many members to show at most, the first ones; or their seeds.
-        by: Metric that sorts the cells, best first, and stands in the titles. Default: members in
-            their own order, with the last loss in the titles.
+        by: Metric that sorts the cells, best first, and stands in the titles. Default: the members' own order, and the
+            last loss in the titles.
         grid_resolution: Grid points along each feature, at least 2.
         threshold: As for `decision_boundary`.
         columns: Cells in a row. Default: about as many as rows.
@@ -347,26 +340,26 @@ def wall(
         Small multiples: Tufte, The Visual Display of Quantitative Information (1983).
     """
     chosen = _chosen(cohort, members)
-    metric = by or ("loss" if "loss" in (getattr(cohort, "history", None) or {}) else None)
+    metric = by or ("loss" if "loss" in (cohort.history or {}) else None)
     values = None if metric is None else _logs(cohort, "by", metric).last(metric)[chosen]
     if by is not None and values is not None:
         order = np.argsort(-values if _is_higher_better(by) else values, kind="stable")  # NaN last
         chosen, values = chosen[order], values[order]
     grid = _grid(x, y, xlim, ylim, grid_resolution)
-    batch_size = max(1, ROWS_AT_ONCE // len(cohort.seeds))
-    responses = _answers(cohort.predict, grid, 1, batch_size=batch_size)[chosen]
-    seeds = tuple(cohort.seeds[i] for i in chosen)
-    titles = {"seeds": seeds, "metric": metric, "values": values, "members": len(cohort.seeds)}
+    responses = _answers(cohort.predict, grid, 1, batch_size=max(1, ROWS_AT_ONCE // len(cohort.seeds)))[chosen]
     grid |= _classes(y, responses.shape[3:], threshold)
-    columns = columns or math.ceil(math.sqrt(len(chosen)))
-    return Wall(**grid, **titles, responses=responses, columns=columns).plot()
+    seeds = tuple(cohort.seeds[i] for i in chosen)
+    columns = math.ceil(math.sqrt(len(chosen))) if columns is None else columns
+    _require(columns >= 1, "columns", "at least 1", columns, "Pass for example 8.")
+    shown = {"seeds": seeds, "metric": metric, "values": values, "members": len(cohort.seeds), "columns": columns}
+    return Wall(**grid, **shown, responses=responses).plot()
 
 
 def history(source: Any, metric: str = "loss", *, ax: Any = None) -> HistoryCurves:
     """Computes and draws a metric over the epochs, for one network or all members of a cohort.
 
-    Of a cohort: members faint, the band that holds the middle 80 % of them, and their median. A
-    mean would follow the few that explode, and one curve would follow one lucky start.
+    Of a cohort: members faint, the band that holds the middle 80 % of them, and their median. A mean would follow the
+    few that explode, and one curve would follow one lucky start.
 
     Args:
         source: What `fit` returned, or a `kohort.Cohort`.
@@ -381,8 +374,8 @@ def history(source: Any, metric: str = "loss", *, ax: Any = None) -> HistoryCurv
 
     Example:
         >>> import numpy as np, kohort
-        >>> losses = {"loss": np.array([[0.5, 0.1], [0.5, 0.3]])}
-        >>> log = kohort.history.CohortHistory(losses, seeds=[0, 1], epoch=[0, 1])
+        >>> losses = np.array([[0.5, 0.1], [0.5, 0.3]])
+        >>> log = kohort.history.CohortHistory({"loss": losses}, seeds=[0, 1], epoch=[0, 1])
         >>> kohort.plot.history(log).quantiles[1].tolist()
         [0.5, 0.2]
 
@@ -396,7 +389,7 @@ def history(source: Any, metric: str = "loss", *, ax: Any = None) -> HistoryCurv
     return record.plot(ax)
 
 
-def _require(ok: Any, name: str, accepted: str, value: Any, step: str, error: type = ValueError):
+def _require(ok: Any, name: str, accepted: str, value: Any, step: str, error: type[Exception] = ValueError) -> None:
     """Raises an error that names the argument, what it must be, what came and one next step."""
     if not ok:
         shape = getattr(value, "shape", None)
@@ -404,42 +397,42 @@ def _require(ok: Any, name: str, accepted: str, value: Any, step: str, error: ty
         raise error(f"`{name}` must be {accepted}. Received: {name}{came}. {step}")
 
 
-def _grid(x: Any, y: Any, xlim: Any, ylim: Any, n: int) -> dict:
+def _grid(x: Any, y: Any, xlim: Any, ylim: Any, n: Any) -> dict:
     """Returns what a record keeps of the plane: `xx0`, `xx1`, `x`."""
-    _require(n >= 2, "grid_resolution", "at least 2", n, "Pass for example 100.")
-    _require(x is not None or y is None, "y", "left out where `x` is", y, "Pass `x` as well.")
+    is_enough = isinstance(n, int | np.integer) and n >= 2
+    _require(is_enough, "grid_resolution", "an integer of at least 2", n, "Pass for example 100.")
+    _require(x is not None or y is None, "y", "left out where `x` is", y, "Pass the samples as `x`.")
     if x is not None:
         data.samples(x, y)
         x = np.asarray(x, float)
-        is_plane = x.ndim == 2 and x.shape[1] == 2
-        _require(is_plane, "x", "of shape (sample, 2)", x, "Select two features.")
+        _require(x.ndim == 2 and x.shape[1] == 2, "x", "of shape (sample, 2)", x, "Select two features.")
     both = (_limits("xlim", xlim, x, 0), _limits("ylim", ylim, x, 1))
     xx0, xx1 = np.meshgrid(*(np.linspace(*ends, n) for ends in both))
     return {"xx0": xx0, "xx1": xx1, "x": x}
 
 
-def _limits(name: str, limits: Any, x: Any, feature: int) -> tuple[float, float]:
+def _limits(name: str, limits: Any, x: np.ndarray | None, feature: int) -> tuple[float, float]:
     if limits is None and x is not None:
         low, high = float(x[:, feature].min()), float(x[:, feature].max())
         margin = MARGIN * (high - low) or 1.0
         return low - margin, high + margin
-    accepted = "two finite numbers, the lower first" + ", where `x` is not given" * (x is None)
     ends = np.asarray(limits)
-    ok = ends.shape == (2,) and ends.dtype.kind in "iuf" and -np.inf < ends[0] < ends[1] < np.inf
-    _require(ok, name, accepted, limits, f"Pass for example `{name}=(-0.5, 1.5)`.")
+    is_pair = ends.shape == (2,) and ends.dtype.kind in "iuf" and -np.inf < ends[0] < ends[1] < np.inf
+    accepted = "two finite numbers, the lower first" + (" (without `x` there is no default)" if x is None else "")
+    _require(is_pair, name, accepted, limits, f"Pass for example `{name}=(-0.5, 1.5)`.")
     return float(ends[0]), float(ends[1])
 
 
-def _answers(predict: Any, grid: dict, before: int, **options: Any) -> np.ndarray:
-    """Returns raw outputs (..., grid, grid) or (..., grid, grid, class), with so many axes before."""
-    points = np.column_stack((grid["xx0"].ravel(), grid["xx1"].ravel()))
-    outputs = predict(points.astype("float32"), **options)
-    outputs = np.asarray(0 if isinstance(outputs, list | tuple | dict) else outputs)
+def _answers(predict: Callable, grid: dict, before: int, **options: Any) -> np.ndarray:
+    """Returns raw outputs (..., grid, grid) or (..., grid, grid, class), with so many axes before the grid's."""
+    points = np.column_stack((grid["xx0"].ravel(), grid["xx1"].ravel())).astype("float32")
+    outputs = predict(points, **options)
+    is_one = not isinstance(outputs, list | tuple | dict) and np.ndim(outputs) - before in (1, 2)
     step = "Draw a `keras.Model` that ends in one number, or in one for each class."
-    ok = outputs.ndim - before in (1, 2)
-    _require(ok, "model", "of one output (sample, class)", outputs, step)
-    members, classes = outputs.shape[:before], outputs.shape[before + 1 :]
-    return outputs.reshape(*members, *grid["xx0"].shape, *(classes if classes != (1,) else ()))
+    _require(is_one, "model", "a model with one output (sample, class)", outputs, step)
+    outputs = np.asarray(outputs)
+    classes = outputs.shape[before + 1 :]
+    return outputs.reshape(*outputs.shape[:before], *grid["xx0"].shape, *(classes if classes != (1,) else ()))
 
 
 def _classes(y: Any, outputs: tuple, threshold: Any) -> dict:
@@ -448,12 +441,12 @@ def _classes(y: Any, outputs: tuple, threshold: Any) -> dict:
     if y is not None:
         labels = np.asarray(y)
         if labels.ndim == 2 and labels.shape[1] in (1, *outputs):
-            labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)
+            labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(axis=1)
         found = np.unique(labels).tolist()
         classes = found if not outputs and len(found) == 2 else classes
-        accepted = f"class numbers from 0 to {classes[-1]}" if outputs else "of two values"
-        ok = labels.ndim == 1 and set(found) <= set(classes)
-        _require(ok, "y", accepted, y, f"The model has {len(classes)} classes.")
+        accepted = f"class numbers from 0 to {classes[-1]}, or one-hot" if outputs else "labels of two classes"
+        is_known = labels.ndim == 1 and set(found) <= set(classes)
+        _require(is_known, "y", accepted, y, f"It holds {reprlib.repr(found)}: the model tells {len(classes)} apart.")
         labels = np.searchsorted(classes, labels)
     threshold = sum(classes[:2]) / 2 if threshold is None else float(threshold)
     return {"labels": labels, "classes": tuple(classes), "threshold": threshold}
@@ -461,30 +454,29 @@ def _classes(y: Any, outputs: tuple, threshold: Any) -> dict:
 
 def _chosen(cohort: Any, members: Any) -> np.ndarray:
     """Returns the positions in the cohort of the members to show."""
-    ok, step = hasattr(cohort, "seeds"), "Use `decision_boundary` for one model."
-    _require(ok, "cohort", "a `kohort.Cohort`", cohort, step, TypeError)
+    is_cohort = hasattr(cohort, "seeds") and hasattr(cohort, "predict")
+    _require(is_cohort, "cohort", "a `kohort.Cohort`", cohort, "Draw one model with `decision_boundary`.", TypeError)
     seeds = list(cohort.seeds)
-    wanted = seeds[: max(members, 0)] if isinstance(members, int) else list(members)
+    wanted = seeds[: max(members, 0)] if isinstance(members, int | np.integer) else list(members)
     accepted = f"a number of at least 1, or seeds among {reprlib.repr(seeds)}"
-    ok = wanted and set(wanted) <= set(seeds)
-    _require(ok, "members", accepted, members, "Pass for example 64.")
+    _require(wanted and set(wanted) <= set(seeds), "members", accepted, members, "Pass for example 64.")
     return np.array([seeds.index(seed) for seed in wanted])
 
 
 def _logs(source: Any, name: str, metric: str) -> Any:
-    """Returns the history of a source, after checking that it has the metric."""
+    """Returns the history of a source, which must have the metric."""
     logs = source if isinstance(source, Mapping) else getattr(source, "history", source)
-    step = "Pass what `fit` returned, or a `kohort.Cohort`."
-    _require(isinstance(logs, Mapping), "source", "a history", source, step, TypeError)
-    accepted = f"one of {', '.join(map(repr, logs))}" if logs else "recorded by a `fit`"
-    _require(metric in logs, name, accepted, metric, "Metrics are named in `model.compile`.")
+    _require(isinstance(logs, Mapping), "source", "what a `fit` returned, or a cohort", source, "Fit first.", TypeError)
+    names = [each for each in logs if np.ndim(logs[each]) < 3]
+    accepted = f"one of {', '.join(map(repr, names))}" if names else "a number that a `fit` recorded"
+    _require(metric in names, name, accepted, metric, "Metrics are named in `model.compile(metrics=...)`.")
     return logs
 
 
 def _curves(metric: str, values: Any, epoch: Any) -> HistoryCurves:
     values = np.atleast_2d(np.asarray(values, float))
     epochs = 1 + np.asarray(epoch or range(values.shape[1]))
-    every = len(epochs) // max(1, values.shape[1])  # a list of Keras's has no gaps: spread it
+    every = max(1, len(epochs) // max(1, values.shape[1]))  # Keras's own list of a `val_` metric leaves no gaps
     has_value = np.isfinite(values).any(axis=0)
     epochs = epochs[every - 1 :: every][: values.shape[1]][has_value]
     values = np.where(np.isfinite(values), values, np.nan)[:, has_value]
@@ -498,11 +490,11 @@ def _is_higher_better(metric: str) -> bool:
 
 def _tints(n: int) -> np.ndarray:
     """Returns the colours of the regions, between a class's own and the background."""
-    own = to_rgba_array([COLOURS[k % 10] for k in range(n)])
-    return 0.3 * own + 0.7 * to_rgba_array(rcParams["axes.facecolor"])
+    own, ground = [COLOURS[k % 10] for k in range(n)], rcParams["axes.facecolor"]
+    return 0.3 * to_rgba_array(own) + 0.7 * to_rgba_array(ground)
 
 
-def _axes(ax: Any, size: tuple) -> Any:
-    step = "`plt.subplots()` makes some."
-    _require(ax is None or isinstance(ax, Axes), "ax", "Matplotlib axes", ax, step, TypeError)
+def _axes(ax: Any, size: tuple[float, float]) -> Axes:
+    is_fit = ax is None or isinstance(ax, Axes)
+    _require(is_fit, "ax", "Matplotlib axes or None", ax, "`plt.subplots()` makes some.", TypeError)
     return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
