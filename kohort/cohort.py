@@ -5,8 +5,10 @@ same `compile` and the same `fit`. The room exists because one run of a small ne
 fit into one program.
 """
 
+import itertools
 import numbers
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,13 +16,16 @@ import keras
 import numpy as np
 
 from kohort import keras_internals
-from kohort.data import Recipe, check_features, check_recipe, inputs, pass_cut, samples
+from kohort.checks import Recipe, check_data, check_features, check_recipe, check_targets, received
+from kohort.data import inputs, pass_cut, samples
 from kohort.fit import check_model, why_fall_back
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
 from kohort.members import Members, Rounds, Trained
 from kohort.template import template_of
 
 LARGEST_SEED = 2**32 - 1
+# The generator state of each member is 2.5 kB; what does not fit into one cohort fits into several.
+MOST_MEMBERS = 1_000_000
 
 
 class Cohort:
@@ -53,9 +58,10 @@ class Cohort:
     def __init__(self, model: keras.Model, seeds: int | Iterable[int], *, exact: bool = False) -> None:
         """Clones the model; nothing is trained yet."""
         check_model(model)
-        self.seeds = check_seeds(seeds)
-        self.exact = exact
         _check_cloneable(model)
+        self.seeds = check_seeds(seeds)
+        self.exact = _check_exact(exact)
+        _warn_of_fixed_seeds(model)
         self._template = template_of(model)
         self._members = Members(self._template, self.seeds, exact)
 
@@ -134,14 +140,10 @@ class Cohort:
             batch_size, epochs, validation_split, shuffle, class_weight, initial_epoch, steps_per_epoch,
             validation_steps, validation_batch_size, validation_freq,
         )  # fmt: skip
-        check_recipe(recipe)
+        check_recipe(recipe, verbose)
         network = self._template.network
-        reason = why_fall_back(network, x, y, sample_weight, validation_data, None)
-        if reason:
-            raise TypeError(
-                f"`Cohort.fit` must be able to compile the training. Received: a fit where {reason}. "
-                "Pass arrays and a model compiled with the default options, or train members one by one with `kohort.fit`."
-            )
+        _check_compilable(network, x, y, sample_weight, validation_data)
+        check_data(network, x, y, sample_weight, validation_data, recipe)
         data = inputs(network, x, y, sample_weight, validation_data, recipe)
         return Rounds(self._members, data, recipe, verbose).train()
 
@@ -217,6 +219,7 @@ class Cohort:
         trained = self._need_training("evaluate")
         checked = samples(x, y, sample_weight)
         check_features(self._template.network, x)
+        check_targets(self._template.network, y)
         program = self._template.programs.evaluate(_prediction_cut(checked.rows, batch_size), members=not self.exact)
         logs = self._members.join([program(state, checked.batch) for state in trained.states])
         return dict(sorted(logs.items()))
@@ -250,7 +253,7 @@ class Cohort:
         self._need_training("member")
         if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or int(seed) not in self.seeds:
             raise ValueError(
-                f"`seed` must be one of the cohort's seeds ({_shown(self.seeds)}). Received: seed={seed!r}. "
+                f"`seed` must be one of the cohort's seeds ({_shown(self.seeds)}). Received: {received('seed', seed)}. "
                 "See `cohort.seeds`."
             )
         network = self._template.member()
@@ -283,12 +286,13 @@ class Cohort:
             The choice that `keras.callbacks.ModelCheckpoint(save_best_only=True)` makes over epochs, made over members.
         """
         history = self._need_training("best").history
-        direction = self._directions([metric])[metric]
-        if metric not in history or direction is None or history[metric].ndim != 2:
+        directions = self._directions(history)
+        ranked = [name for name, direction in directions.items() if direction and history[name].ndim == 2]
+        if not isinstance(metric, str) or metric not in ranked:
             raise ValueError(
-                f"`metric` must be a metric of the history of which Keras knows whether more is better: "
-                f"{', '.join(history)}. Received: metric={metric!r}. For any other rule use `cohort.history` and "
-                "`cohort.member(seed)`."
+                "`metric` must be a metric of the history of which Keras knows whether more is better: "
+                f"{', '.join(ranked)}. Received: {received('metric', metric)}. "
+                "For any other rule use `cohort.history` and `cohort.member(seed)`."
             )
         last = history.last(metric)
         if not np.isfinite(last).any():
@@ -296,7 +300,7 @@ class Cohort:
                 f"`metric` must be finite for at least one member. Received: metric={metric!r}, all of them diverged. "
                 "Train with a smaller learning rate."
             )
-        worst_if_not_finite = np.where(np.isfinite(last), last if direction == "down" else -last, np.inf)
+        worst_if_not_finite = np.where(np.isfinite(last), last if directions[metric] == "down" else -last, np.inf)
         return self.member(self.seeds[int(np.argmin(worst_if_not_finite))])
 
     def success_rate(
@@ -348,48 +352,70 @@ class Cohort:
 def check_seeds(seeds: Any) -> tuple[int, ...]:
     """Returns the seeds as a tuple of ints, or raises."""
     if isinstance(seeds, numbers.Integral) and not isinstance(seeds, bool):
-        if not 1 <= seeds <= LARGEST_SEED + 1:
+        if not 1 <= seeds <= MOST_MEMBERS:
             raise ValueError(
-                f"`seeds` must be a number of members of at least 1, or the seeds themselves. Received: seeds={seeds!r}. "
-                "Pass for example seeds=1000 for the seeds 0 to 999."
+                f"`seeds` must be a number of members from 1 to {MOST_MEMBERS}, or the seeds themselves. "
+                f"Received: seeds={seeds!r}. Pass for example seeds=1000 for the seeds 0 to 999, or seeds=[3, 17]."
             )
         return tuple(range(int(seeds)))
-    if isinstance(seeds, str | bool) or not isinstance(seeds, Iterable):
+    if isinstance(seeds, str | bytes | bool) or not isinstance(seeds, Iterable):
         raise TypeError(
-            f"`seeds` must be an integer or an iterable of integers. Received: seeds={seeds!r}. "
+            f"`seeds` must be an integer or an iterable of integers. Received: {received('seeds', seeds)}. "
             "Pass for example seeds=1000 or seeds=[3, 17]."
         )
-    seeds = list(seeds)
+    listed = list(itertools.islice(seeds, MOST_MEMBERS + 1))
+    if not 1 <= len(listed) <= MOST_MEMBERS:
+        came = "more" if listed else "none"
+        raise ValueError(
+            f"`seeds` must hold at least one seed and at most {MOST_MEMBERS}. Received: {came}. "
+            "Pass for example range(1000)."
+        )
+    return _check_each_seed(listed)
+
+
+def _check_each_seed(seeds: list) -> tuple[int, ...]:
     wrong = [s for s in seeds if not isinstance(s, numbers.Integral) or isinstance(s, bool)]
     if wrong:
-        raise TypeError(f"`seeds` must hold integers. Received: seeds with {wrong[0]!r}. Convert them with int().")
+        raise TypeError(
+            f"`seeds` must hold integers. Received: seeds with {received('an element', wrong[0])}. "
+            "Convert them with `int`."
+        )
     outside = [s for s in seeds if not 0 <= s <= LARGEST_SEED]
-    if outside or not seeds:
-        received = f"seeds with {outside[0]}" if outside else "no seeds"
+    if outside:
         raise ValueError(
-            f"`seeds` must hold at least one integer, each from 0 to {LARGEST_SEED} (as `keras.utils.set_random_seed`). "
-            f"Received: {received}. Pass for example range(1000)."
+            f"`seeds` must hold integers from 0 to {LARGEST_SEED} (as `keras.utils.set_random_seed`). "
+            f"Received: seeds with {outside[0]}. Pass for example range(1000)."
         )
     if len(set(seeds)) < len(seeds):
-        twice = next(s for s in seeds if seeds.count(s) > 1)
+        repeated, count = Counter(map(int, seeds)).most_common(1)[0]
         raise ValueError(
-            f"`seeds` must differ: a seed names a member. Received: {twice} more than once. Remove the repeated ones."
+            f"`seeds` must differ, because a seed names a member. Received: seeds with {repeated} {count} times. "
+            "Remove the repeated ones, for example with `set`."
         )
     return tuple(int(s) for s in seeds)
 
 
+def _check_exact(exact: Any) -> bool:
+    if not isinstance(exact, bool | np.bool):
+        raise TypeError(f"`exact` must be True or False. Received: {received('exact', exact)}. Pass one of the two.")
+    return bool(exact)
+
+
 def _check_cloneable(model: keras.Model) -> None:
+    if not keras_internals.is_cloneable(model):
+        raise ValueError(
+            "`model` must be a sequential or functional model, because each member is a clone with fresh weights. "
+            f"Received: model={model.name!r} of class {type(model).__name__}. "
+            "Write it as `keras.Model(inputs, outputs)`, or train single models with `kohort.fit`."
+        )
     if not model.built:
         raise ValueError(
             f"`model` must be built, so that its weights have shapes. Received: model={model.name!r}, which is not. "
             "Begin it with `keras.Input(shape=...)` or call `model.build(input_shape)`."
         )
-    if not keras_internals.is_cloneable(model):
-        raise ValueError(
-            "`model` must be a sequential or functional model: each member is a clone with fresh weights. "
-            f"Received: model={model.name!r} of class {type(model).__name__}. "
-            "Write it as `keras.Model(inputs, outputs)`, or train single models with `kohort.fit`."
-        )
+
+
+def _warn_of_fixed_seeds(model: keras.Model) -> None:
     fixed = keras_internals.fixed_seed_layers(model)
     if fixed:
         warnings.warn(
@@ -397,6 +423,23 @@ def _check_cloneable(model: keras.Model) -> None:
             "Leave `seed` out of the layer or its initializer to let each member have its own.",
             UserWarning,
             stacklevel=3,
+        )
+
+
+def _check_compilable(network: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any) -> None:
+    for name, value in {"x": x, "y": y, "sample_weight": sample_weight, "validation_data": validation_data}.items():
+        kind = keras_internals.stream_kind(value)
+        if kind or any(map(keras_internals.is_sparse, keras.tree.flatten(value))):
+            raise TypeError(
+                f"`{name}` must be dense arrays in memory, which all members share. "
+                f"Received: {received(name, value)}, {kind or 'a sparse array'}. "
+                "Collect it into arrays first, or train members one by one with `kohort.fit`."
+            )
+    reason = why_fall_back(network, x, y, sample_weight, validation_data, None)
+    if reason:
+        raise TypeError(
+            f"`model` must be one whose training can be compiled. Received: model={network.name!r}, where {reason}. "
+            "Compile it with the default options, or train members one by one with `kohort.fit`."
         )
 
 

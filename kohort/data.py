@@ -1,13 +1,12 @@
 """What goes in: samples, the order of their batches, and the classic problems with two features.
 
-In come arrays and the arguments of a fit, as a person has them; out go checked arrays as Keras's own adapter converts them,
-and the row numbers of every batch exactly as Keras draws them. The room exists so that everything after it can trust both.
+In come arrays and the arguments of a fit, checked; out go arrays as Keras's own adapter converts them, and the row
+numbers of every batch exactly as Keras draws them. The room exists so that everything after it can trust both.
 """
 
 import ctypes
 import functools
 import math
-import numbers
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +19,13 @@ import numpy as np
 from keras import tree
 
 from kohort import keras_internals
+from kohort.checks import Recipe, check_arrays
 from kohort.engine import Cut, Schedule
 
 __all__ = ["moons", "xor"]
 
 # Datasets up to this many rows have all their permutations in a table (6! = 720 of them).
 TABLE_ROWS = 6
-INT32_MAX = 2**31 - 1
 
 
 # --- the classic problems ---------------------------------------------------------------------------------------------
@@ -90,15 +89,13 @@ class Samples(NamedTuple):
     rows: int
 
 
-def samples(x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None, prefix: str = "") -> Samples:
+def samples(x: Any, y: Any = None, sample_weight: Any = None) -> Samples:
     """Checks arrays and converts them as Keras's adapter does (floats to `keras.config.floatx()`).
 
     Args:
         x: Array or nested structure of arrays, each (sample, ...).
         y: Targets likewise, or None.
         sample_weight: Weights of the samples, or None.
-        class_weight: Class number to weight, or None.
-        prefix: What the messages put before the names ("validation_data ").
 
     Returns:
         The samples as device arrays.
@@ -107,157 +104,21 @@ def samples(x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any 
         TypeError: If something is not an array of numbers.
         ValueError: If lengths differ, there are no rows, or a value is not finite or does not fit.
     """
-    leaves = check_arrays(x, y, sample_weight, prefix)
-    rows = int(leaves[0][1].shape[0])
+    check_arrays(x, y, sample_weight)
+    return _converted(x, y, sample_weight)
+
+
+def _converted(x: Any, y: Any, sample_weight: Any, class_weight: Any = None) -> Samples:
+    rows = int(_first_array(x).shape[0])
     batch = keras_internals.whole_batch(x, y, sample_weight, class_weight, rows)
-    for (name, _), leaf in zip(leaves, jax.tree.leaves(batch), strict=False):
-        _check_values(name, leaf)
     return Samples(jax.tree.map(jnp.asarray, batch), rows)
 
 
-def check_arrays(x: Any, y: Any, sample_weight: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Raises unless these are arrays of numbers of one length; returns each with its name."""
-    named = {"x": x, "y": y, "sample_weight": sample_weight}
-    leaves = [(f"{prefix}{name}", leaf) for name, part in named.items() for leaf in _leaves(part)]
-    if x is None or not leaves:
-        raise TypeError(f"`{prefix}x` must be an array. Received: {prefix}x={x!r}. Pass the samples.")
-    for name, leaf in leaves:
-        _check_numbers(name, leaf)
-    _check_lengths(leaves)
-    return leaves
+def _first_array(x: Any) -> Any:
+    return next(leaf for leaf in tree.flatten(x) if leaf is not None)
 
 
-def _leaves(structure: Any) -> list:
-    return [leaf for leaf in tree.flatten(structure) if leaf is not None]
-
-
-def _check_numbers(name: str, leaf: Any) -> None:
-    if not keras_internals.is_array_like(leaf):
-        raise TypeError(
-            f"`{name}` must be an array of numbers (NumPy, JAX or pandas), or a structure of them. "
-            f"Received: {name} with an element {leaf!r} of type {type(leaf).__name__}. "
-            f"Convert it with `np.asarray({name})` first."
-        )
-    columns = leaf.dtypes if hasattr(leaf, "iloc") else leaf.dtype  # a pandas table has one type per column
-    dtypes = set(map(str, np.atleast_1d(np.asarray(columns, dtype=object))))
-    odd = sorted(d for d in dtypes if not d.lower().startswith(("float", "int", "uint", "bool", "bfloat16")))
-    if odd:
-        raise TypeError(
-            f"`{name}` must hold numbers. Received: {name} with dtype={odd[0]}. "
-            "Encode text and categories as numbers first, for example with `keras.layers.StringLookup` "
-            "or `sklearn.preprocessing.OrdinalEncoder`."
-        )
-    if len(leaf.shape) == 0:
-        raise ValueError(
-            f"`{name}` must have an axis of samples. Received: {name}={leaf!r}, shape=(). Pass shape (sample, ...)."
-        )
-
-
-def _check_lengths(leaves: list[tuple[str, Any]]) -> None:
-    first_name, first = leaves[0]
-    rows = int(first.shape[0])
-    if rows == 0:
-        raise ValueError(
-            f"`{first_name}` must have at least one sample. Received: {first_name} with shape={tuple(first.shape)}. "
-            "Check how the data was selected."
-        )
-    for name, leaf in leaves:
-        if leaf.shape[0] != rows:
-            raise ValueError(
-                f"`{name}` must have one row per sample of `{first_name}` ({rows}). "
-                f"Received: {name} with shape={tuple(leaf.shape)}. Pass arrays of the same length."
-            )
-
-
-def _check_values(name: str, leaf: np.ndarray) -> None:
-    kind = np.asarray(leaf).dtype.kind
-    if kind not in "iu" and not bool(np.isfinite(np.asarray(leaf, dtype="float32")).all()):
-        row = int(np.argwhere(~np.isfinite(np.asarray(leaf, dtype="float32")))[0][0])
-        value = np.asarray(leaf)[row].ravel()
-        raise ValueError(
-            f"`{name}` must hold finite numbers. Received: {name}[{row}]={value[:4]}, shape={leaf.shape}. "
-            "Remove or impute such rows, for example with `sklearn.impute.SimpleImputer`."
-        )
-    if kind in "iu" and leaf.dtype.itemsize == 8 and int(np.abs(leaf).max()) > INT32_MAX:
-        raise ValueError(
-            f"`{name}` must hold integers of at most {INT32_MAX} (JAX computes in 32 bits). "
-            f"Received: {name} with a largest value of {int(np.abs(leaf).max())}. Scale it or convert it to float32."
-        )
-
-
-def check_features(model: keras.Model, x: Any, name: str = "x") -> None:
-    """Raises a ValueError when the features of `x` are not those that the built model takes."""
-    specs = _leaves(getattr(model, "inputs", None))
-    arrays = _leaves(x)
-    if isinstance(x, dict) or not specs:
-        return
-    if len(specs) != len(arrays):
-        raise ValueError(
-            f"`{name}` must have {len(specs)} array(s), one per input of the model. "
-            f"Received: {name} with {len(arrays)} array(s). Pass them in the order of `model.inputs`."
-        )
-    for spec, array in zip(specs, arrays, strict=True):
-        wanted, given = tuple(spec.shape[1:]), tuple(array.shape[1:])
-        squeezed = wanted if len(wanted) == len(given) else tuple(d for d in wanted if d != 1)
-        given_too = given if len(wanted) == len(given) else tuple(d for d in given if d != 1)
-        fits = len(squeezed) == len(given_too) and all(
-            w in (None, g) for w, g in zip(squeezed, given_too, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"`{name}` must have samples of shape {wanted}, as the model's input `{spec.name}` has. "
-                f"Received: {name} with shape={tuple(array.shape)}. Select the features or change `keras.Input(shape=...)`."
-            )
-
-
-# --- the recipe of a fit ----------------------------------------------------------------------------------------------
-
-
-class Recipe(NamedTuple):
-    """The arguments of a fit that say how to go through the data, by Keras's names."""
-
-    batch_size: int | None = None
-    epochs: int = 1
-    validation_split: float = 0.0
-    shuffle: Any = True
-    class_weight: dict | None = None
-    initial_epoch: int = 0
-    steps_per_epoch: int | None = None
-    validation_steps: int | None = None
-    validation_batch_size: int | None = None
-    validation_freq: Any = 1
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raises for any argument that is not what it must be."""
-    _check_integer("epochs", recipe.epochs, 1)
-    _check_integer("initial_epoch", recipe.initial_epoch, 0)
-    for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
-        value = getattr(recipe, name)
-        if value is not None:
-            _check_integer(name, value, 1)
-    fraction = recipe.validation_split
-    if not isinstance(fraction, numbers.Real) or isinstance(fraction, bool) or not 0 <= fraction < 1:
-        raise ValueError(
-            "`validation_split` must be a number from 0 up to, but not including, 1. "
-            f"Received: validation_split={fraction!r}. It is the share of the last rows that validate, such as 0.2."
-        )
-    if recipe.shuffle not in (True, False, "batch"):
-        raise ValueError(
-            f"`shuffle` must be True, False or 'batch'. Received: shuffle={recipe.shuffle!r}. Pass one of the three."
-        )
-    freq = recipe.validation_freq
-    for number in freq if isinstance(freq, list) else [freq]:
-        _check_integer("validation_freq", number, 1)
-
-
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        error = ValueError if isinstance(value, numbers.Real) else TypeError
-        raise error(
-            f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}. "
-            f"Pass a whole number such as {max(least, 10)}."
-        )
+# --- all that a fit reads ---------------------------------------------------------------------------------------------
 
 
 class Inputs(NamedTuple):
@@ -270,22 +131,12 @@ class Inputs(NamedTuple):
     build_iterator: Any  # Keras's own iterator over the training data: unbuilt models read a batch of it
 
 
-def inputs(
-    model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any, recipe: Recipe
-) -> Inputs:
-    """Checks and converts the data of a fit, splits it, and cuts it into batches as Keras does.
-
-    Raises:
-        TypeError: If something is not an array.
-        ValueError: If data and arguments do not fit each other or the model.
-    """
-    check_arrays(x, y, sample_weight)
-    check_features(model, x)
+def inputs(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any, recipe: Recipe) -> Inputs:
+    """Converts the data of a fit, which are checked, splits them, and cuts them into batches as Keras does."""
     if recipe.validation_split and validation_data is None:
-        _check_split(recipe.validation_split, int(_leaves(x)[0].shape[0]))
         parts = keras_internals.validation_split((x, y, sample_weight), float(recipe.validation_split))
         (x, y, sample_weight), validation_data = parts
-    training = samples(x, y, sample_weight, recipe.class_weight)
+    training = _converted(x, y, sample_weight, recipe.class_weight)
     steps = model.steps_per_execution
     iterator = keras_internals.epoch_iterator(
         x,
@@ -300,31 +151,11 @@ def inputs(
     cut = _cut(training.rows, recipe.batch_size, recipe.steps_per_epoch)
     if validation_data is None:
         return Inputs(training, cut, None, None, iterator)
-    validation = _validation_samples(model, validation_data)
+    validation = _converted(*(*validation_data, None)[:3])
     batch_size = recipe.validation_batch_size or recipe.batch_size
     return Inputs(
         training, cut, validation, pass_cut(validation.rows, batch_size, recipe.validation_steps, steps), iterator
     )
-
-
-def _check_split(fraction: float, rows: int) -> None:
-    if math.floor(rows * (1.0 - fraction)) in (0, rows):
-        raise ValueError(
-            f"`validation_split` must leave at least one sample on each side. "
-            f"Received: validation_split={fraction} for {rows} sample(s). Pass more data or another share."
-        )
-
-
-def _validation_samples(model: keras.Model, validation_data: Any) -> Samples:
-    if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
-        raise ValueError(
-            "`validation_data` must be a tuple (x, y) or (x, y, sample_weight). "
-            f"Received: validation_data of type {type(validation_data).__name__}. Pass such a tuple of arrays."
-        )
-    x, y, sample_weight = (*validation_data, None)[:3]
-    checked = samples(x, y, sample_weight, prefix="validation_data ")
-    check_features(model, x, "validation_data x")
-    return checked
 
 
 def default_batch_size(rows: int, batch_size: int | None, steps: int | None) -> int:

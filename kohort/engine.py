@@ -112,7 +112,7 @@ def run_pass(
     state = functions.reset_metrics(state)
 
     def one(carry: tuple, rows: Any) -> tuple:
-        return apart(canonical_convolutions(step))(carry[1], take(samples, rows))
+        return behind_barrier(canonical_convolutions(step))(carry[1], take(samples, rows))
 
     batch = take(samples, rows[: cut.batch_size if cut.full else cut.partial])
     no_logs, _ = zeros_like_result(step, state, batch)
@@ -194,13 +194,13 @@ def predict_program(functions: Functions, cut: Cut) -> Callable:
     return run
 
 
-def apart(function: Callable) -> Callable:
-    """Returns `function` with a barrier before and after it, so that XLA merges nothing into it and it rounds as if alone."""
+def behind_barrier(function: Callable) -> Callable:
+    """Returns `function` with a barrier before it, so that XLA merges nothing that comes earlier into it."""
 
-    def alone(*args: Any) -> Any:
-        return lax.optimization_barrier(function(*lax.optimization_barrier(args)))
+    def run(*args: Any) -> Any:
+        return function(*lax.optimization_barrier(args))
 
-    return alone
+    return run
 
 
 def interpreted(function: Callable, apply: Callable[[Any, Callable, list], list]) -> Callable:
@@ -276,6 +276,21 @@ def canonical_convolution(lhs: Any, rhs: Any, *, dimension_numbers: Any, **param
     out = lax.conv_general_dilated(lhs, rhs, dimension_numbers=canonical, **params)
     place = dict(zip(out_axes, canonical.out_spec, strict=True))
     return lax.transpose(out, tuple(place[axis] for axis in range(n)))
+
+
+def training_call(run: Callable) -> Callable:
+    """Compiles a training program; each call gets a copy of the state to work in, the caller's own stays as it is.
+
+    Keras donates the state to its step, and that, too, is seen in last bits: where an array is updated in place, the
+    compiler vectorises otherwise. A copy costs less than it would to lose the state when a call fails.
+    """
+    program = jax.jit(run, donate_argnums=0)
+    return lambda state, *args: program(_copied(state), *args)
+
+
+@jax.jit
+def _copied(state: State) -> State:
+    return jax.tree.map(jnp.copy, state)
 
 
 class Pace:

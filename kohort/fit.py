@@ -18,7 +18,8 @@ import keras
 import numpy as np
 
 from kohort import engine, keras_internals
-from kohort.data import BatchOrder, Inputs, Recipe, check_recipe, inputs
+from kohort.checks import Recipe, check_data, check_recipe, received
+from kohort.data import BatchOrder, Inputs, inputs
 from kohort.engine import Cut, Pace, Schedule, State
 
 
@@ -102,14 +103,16 @@ def fit(
         validation_steps, validation_batch_size, validation_freq,
     )  # fmt: skip
     check_model(model)
-    check_recipe(recipe)
+    check_recipe(recipe, verbose)
+    check_callbacks(callbacks)
+    check_data(model, x, y, sample_weight, validation_data, recipe)
     reason = why_fall_back(model, x, y, sample_weight, validation_data, callbacks)
     if reason:
         warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
         arguments = {"x": x, "y": y, "verbose": verbose, "callbacks": callbacks, "sample_weight": sample_weight}
         return model.fit(**arguments, validation_data=validation_data, **_given(recipe))
-    checked = inputs(model, x, y, sample_weight, validation_data, recipe)
-    return _Run(model, checked, recipe, callbacks, verbose).train()
+    data = inputs(model, x, y, sample_weight, validation_data, recipe)
+    return _Run(model, data, recipe, callbacks, verbose).train()
 
 
 def _given(recipe: Recipe) -> dict:
@@ -118,10 +121,10 @@ def _given(recipe: Recipe) -> dict:
 
 
 def check_model(model: Any) -> None:
-    """Raises unless `model` is a compiled Keras model."""
+    """Raises unless `model` is a compiled Keras model that can be trained."""
     if not isinstance(model, keras.Model):
         raise TypeError(
-            f"`model` must be a keras.Model. Received: model={model!r} of type {type(model).__name__}. "
+            f"`model` must be a keras.Model. Received: {received('model', model)} of type {type(model).__name__}. "
             "Build it with `keras.Sequential([...])` or `keras.Model(inputs, outputs)`."
         )
     if not model.compiled or model.optimizer is None:
@@ -129,13 +132,33 @@ def check_model(model: Any) -> None:
             f"`model` must be compiled. Received: model={model.name!r}, which is not. "
             'Call `model.compile(optimizer="rmsprop", loss="mse")` first.'
         )
-    rate = getattr(model.optimizer, "_learning_rate", None)
-    value = float(rate) if isinstance(rate, keras.Variable) else 0.0
-    if not np.isfinite(value) or value < 0:
+    if isinstance(model, keras.Sequential) and not model.layers:
+        raise ValueError(
+            f"`model` must have at least one layer. Received: model={model.name!r}, which has none. "
+            "Add one with `model.add(...)`."
+        )
+    if type(model).call is keras.Model.call:
+        raise ValueError(
+            f"`model` must say how outputs come from inputs. Received: model={model.name!r} of class "
+            f"{type(model).__name__}, which has no `call`. Define `call(self, inputs)` in the class."
+        )
+    rate = keras_internals.learning_rate(model)
+    if rate is not None and not 0 <= rate < np.inf:
         raise ValueError(
             "`model` must have a learning rate that is finite and not negative. "
-            f"Received: learning_rate={value}. Set `model.optimizer.learning_rate = 1e-3`."
+            f"Received: learning_rate={rate}. Set `model.optimizer.learning_rate = 1e-3`."
         )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raises unless these are callbacks of Keras."""
+    for callback in keras.tree.flatten(callbacks) if callbacks else []:
+        if not isinstance(callback, keras.callbacks.Callback | keras.callbacks.CallbackList):
+            raise TypeError(
+                "`callbacks` must hold instances of keras.callbacks.Callback. "
+                f"Received: callbacks with {received('an element', callback)}. "
+                "Pass for example [keras.callbacks.EarlyStopping()]."
+            )
 
 
 def why_fall_back(
@@ -187,7 +210,7 @@ class Programs:
 
         def make() -> Callable:
             run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
-            return jax.jit(engine.over_members(run) if members else run)
+            return engine.training_call(engine.over_members(run) if members else run)
 
         return self._once((cut, validation_cut, capacity, members), make)
 

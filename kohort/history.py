@@ -5,6 +5,7 @@ read, tested and kept without JAX or Keras.
 """
 
 import enum
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ def success_rate(solved: Bool[np.ndarray, "member"] | list[bool], confidence: fl
             f"`solved` must have one truth value per member. Received: solved with shape={solved.shape}. "
             "Pass an array of shape (member,)."
         )
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
         raise ValueError(
             f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
         )
@@ -231,9 +232,14 @@ def _reaches(history: CohortHistory, metric: str, bound: float, direction: str |
             f"`{metric}` must be a metric of the history: {', '.join(history)}. Received: {metric}={bound!r}. "
             "Metrics are named in `model.compile(metrics=...)`."
         )
-    if direction not in ("up", "down"):
+    if not isinstance(bound, numbers.Real) or np.isnan(bound):
         raise ValueError(
-            f"`{metric}` must be a metric that says whether more is better. Received: {metric}={bound!r}. "
+            f"`{metric}` must be the bound that its last value must reach, a number. Received: {metric}={bound!r}. "
+            "Pass for example 0.01."
+        )
+    if direction not in ("up", "down") or history[metric].ndim != 2:
+        raise ValueError(
+            f"`{metric}` must be a metric of one number per epoch that says whether more is better. Received: {metric}={bound!r}. "
             f"Pass a callable instead, for example `lambda history: history.last({metric!r}) >= {bound!r}`."
         )
     last = history.last(metric)

@@ -52,6 +52,13 @@ def is_sparse(leaf: Any) -> bool:
     )
 
 
+def reads_data_its_own_way(model: keras.Model, x: Any, *others: Any) -> bool:
+    """Says whether data reach this model other than as dense arrays: as a stream, sparse, or by a `fit` of its own."""
+    if type(model).fit is not keras.Model.fit or any(map(stream_kind, (x, *others))):
+        return True
+    return any(map(is_sparse, tree.flatten((x, others))))
+
+
 def stream_kind(x: Any) -> str | None:
     """Names the kind of batch stream that `x` is, or None when it is none that Keras knows."""
     kinds = {
@@ -104,8 +111,32 @@ def symbolic_build(model: keras.Model, iterator: Any) -> bool:
         or (model._compile_metrics is not None and not model._compile_metrics.built)
         or (model._compile_loss is not None and not model._compile_loss.built)
     )
-    model._symbolic_build(iterator=iterator)
+    with unbuilt_again_on_failure(model):
+        model._symbolic_build(iterator=iterator)
     return reads_a_batch
+
+
+@contextmanager
+def unbuilt_again_on_failure(model: keras.Model) -> Iterator[None]:
+    """Leaves loss, metrics and NumPy's generator as they were if the block fails.
+
+    Keras keeps a metric that data with another shape of target had chosen ("accuracy" stands for several), and counts
+    later data wrongly with it.
+    """
+    parts = (model._compile_metrics, model._compile_loss)
+    unbuilt = [part for part in parts if part is not None and not part.built]
+    generator = np.random.get_state() if unbuilt else None
+    is_done = False
+    try:
+        yield
+        is_done = True
+    finally:
+        if unbuilt and not is_done:
+            np.random.set_state(generator)
+            for part in unbuilt:
+                part.built = False
+            if model._compile_loss in unbuilt:
+                model._compile_loss.metrics.clear()
 
 
 def fresh_fit_reads_a_batch(model: keras.Model) -> bool:
@@ -207,6 +238,13 @@ def why_keras_must_run(model: keras.Model) -> str | None:
     if overridden:
         return f"{type(model).__name__} overrides `{overridden[0]}`"
     return None
+
+
+def learning_rate(model: keras.Model) -> float | None:
+    """Returns the learning rate of a compiled model, or None when a schedule gives it."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    rate = getattr(optimizer, "_learning_rate", None)
+    return float(rate.value) if isinstance(rate, keras.Variable) else None
 
 
 def metric_direction(model: keras.Model, name: str) -> str | None:

@@ -67,21 +67,21 @@ class _Plane:
         if np.isnan(scores).any():
             ax.text(0.5, 0.5, "not finite", transform=ax.transAxes, ha="center", va="center")
         elif self.x is None:
-            self._name_regions(ax, scores, fontsize=4 + 0.8 * size)
+            self._name_regions(ax, scores, fontsize=5 + 0.8 * size)
         if self.x is not None:
             self._draw_samples(ax, self.x, size * min(1, max(0.4, math.sqrt(50 / len(self.x)))))
         ax.set(**self.limits)
         return surfaces
 
     def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
-        """Writes the name of each class where it leads most, away from the edges: colour alone does not tell."""
-        inner = (slice(len(self.xx0) // 8, -(-len(self.xx0) * 7 // 8)),) * 2
-        for k, look in enumerate(self._looks()):
+        """Writes each class where it leads most, away from the edges: colour alone would not tell."""
+        inner = (slice(len(self.xx0) // 6, len(self.xx0) - len(self.xx0) // 6),) * 2
+        for k, name in enumerate(self.classes):
             lead = (scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
             best = lead.argmax()
             if lead.flat[best] > 0:
                 place = self.xx0[inner].flat[best], self.xx1[inner].flat[best]
-                ax.text(*place, look["label"], ha="center", va="center", **style)
+                ax.text(*place, f"{name:g}", ha="center", va="center", **style)
 
     def _draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
         looks, labels = self._looks(), self.labels
@@ -207,8 +207,10 @@ class HistoryCurves:
             self._draw_members(self.ax_)
         for curves in filter(None, (self, self.validation)):
             label = f"median {curves.metric}" if several else curves.metric
-            look = {**curves._look(), "path_effects": [withStroke(linewidth=3, foreground=rcParams["axes.facecolor"])]}
-            self.ax_.plot(curves.epochs, curves.quantiles[1], label=label, zorder=3, **look)
+            halo = [withStroke(linewidth=3, foreground=rcParams["axes.facecolor"])] * several
+            self.ax_.plot(
+                curves.epochs, curves.quantiles[1], label=label, zorder=3, path_effects=halo, **curves._look()
+            )
         positive = self.values[self.values > 0]
         spans_decade = positive.max(initial=0) > 10 * positive.min(initial=np.inf)
         if spans_decade and (self.quantiles[1] > 0).all() and not _is_higher_better(self.metric):
@@ -418,7 +420,7 @@ def _limits(name: str, limits: Any, x: np.ndarray | None, feature: int) -> tuple
         return low - margin, high + margin
     ends = np.asarray(limits)
     is_pair = ends.shape == (2,) and ends.dtype.kind in "iuf" and -np.inf < ends[0] < ends[1] < np.inf
-    accepted = "two finite numbers, the lower first" + (" (without `x` there is no default)" if x is None else "")
+    accepted = "two finite numbers, the lower first" + (" (without `x` there is no default)" if limits is None else "")
     _require(is_pair, name, accepted, limits, f"Pass for example `{name}=(-0.5, 1.5)`.")
     return float(ends[0]), float(ends[1])
 
@@ -480,7 +482,7 @@ def _curves(metric: str, values: Any, epoch: Any) -> HistoryCurves:
     has_value = np.isfinite(values).any(axis=0)
     epochs = epochs[every - 1 :: every][: values.shape[1]][has_value]
     values = np.where(np.isfinite(values), values, np.nan)[:, has_value]
-    quantiles = np.nanquantile(values, (0.1, 0.5, 0.9), axis=0)
+    quantiles = np.nanquantile(values, (0.1, 0.5, 0.9), axis=0) if values.size else np.empty((3, 0))
     return HistoryCurves(metric=metric, epochs=epochs, values=values, quantiles=quantiles)
 
 

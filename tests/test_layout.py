@@ -26,6 +26,7 @@ ROOMS = [
     "history",
     "engine",
     "keras_internals",
+    "checks",
     "data",
     "fit",
     "template",

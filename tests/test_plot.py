@@ -1,4 +1,4 @@
-"""Pictures: the record is what plain Keras answers, and drawing it computes nothing. Arrays are compared, not pixels."""
+"""Pictures: the record is what plain Keras answers; drawing it computes nothing. Arrays are compared, not pixels."""
 
 import keras
 import matplotlib
@@ -167,7 +167,7 @@ def test_classes_differ_in_more_than_colour():
     assert [line.get_label() for line in lines] == ["class 0", "class 1", "class 2"]
     assert len({line.get_marker() for line in lines}) == len({line.get_color() for line in lines}) == 3
     np.testing.assert_array_equal(np.column_stack(lines[2].get_data()), X[[0, 3]])
-    assert {text.get_text() for text in bare.ax_.texts} <= {"class 0", "class 1", "class 2"}
+    assert {text.get_text() for text in bare.ax_.texts} <= {"0", "1", "2"}
     assert len(bare.ax_.texts) > 1
 
 
@@ -296,13 +296,11 @@ def test_a_wall_without_a_history_has_seeds_as_titles():
 def test_no_text_of_a_wall_overlaps_another():
     history = recorded(range(2**31, 2**31 + 64), val_binary_accuracy=np.linspace(0.1234, 1, 64)[:, None])
     picture = plot.wall(
-        Cohort(range(2**31, 2**31 + 64), history), **LIMITS, by="val_binary_accuracy", grid_resolution=3
+        Cohort(range(2**31, 2**31 + 64), history), **LIMITS, by="val_binary_accuracy", grid_resolution=20
     )
-    renderer = picture.figure_.canvas.get_renderer()
+    picture.figure_.canvas.draw()
 
-    boxes = [
-        text.get_window_extent(renderer) for text in picture.figure_.findobj(matplotlib.text.Text) if text.get_text()
-    ]
+    boxes = [text.get_window_extent() for text in picture.figure_.findobj(matplotlib.text.Text) if text.get_text()]
 
     assert len(boxes) > 64
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -502,7 +500,7 @@ def test_what_is_no_model_cohort_history_or_axes():
         plot.history({"loss": [1.0]}, ax=3)
 
 
-@pytest.mark.parametrize("members", [0, -1, [], [5, 3], ["5"]])
+@pytest.mark.parametrize("members", [0, -1, [], [5, 3]])
 def test_members_that_the_cohort_does_not_have(members):
     message = r"`members` must be a number of at least 1, or seeds among \[5, 2, 9\]\. Received: members="
     with pytest.raises(ValueError, match=message):
