@@ -1,6 +1,7 @@
 """The main job, end to end: XOR and the moons, from Keras models to success rates and pictures.
 
-Run by `./run demo [folder]`. Trains 4,000 networks on XOR and 64 on the moons, shows how surely they learn, and draws them.
+Run by `./run demo [folder]`. Trains 4,000 networks on XOR and 64 on the moons, shows how surely they learn, and draws
+them.
 """
 
 import argparse

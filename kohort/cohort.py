@@ -1,8 +1,8 @@
 """`kohort.Cohort`: one compiled Keras model and many seeds in, as many trained networks out.
 
-The member with seed `s` is what Keras gives after `keras.utils.set_random_seed(s)`, `keras.models.clone_model(model)`, the
-same `compile` and the same `fit`. The room exists because one run of a small network says nothing, and a thousand of them
-fit into one program.
+The member with seed `s` is what Keras gives after `keras.utils.set_random_seed(s)`, `keras.models.clone_model(model)`,
+the same `compile` and the same `fit`. The room exists because one run of a small network says nothing, and a thousand
+of them fit into one program.
 """
 
 import itertools
@@ -34,7 +34,8 @@ class Cohort:
     Args:
         model: A built, compiled sequential or functional Keras model. It is cloned, never changed.
         seeds: An integer n for the seeds 0 to n-1, or the seeds themselves, each from 0 to 2**32 - 1.
-        exact: False trains the members of a block in one vectorised program: initial state, dropout state and batch order
+        exact: False trains the members of a block in one vectorised program: initial state, dropout state and batch
+            order
             are Keras's bit for bit, trained weights to rounding. True trains each by itself: then they are, too.
 
     Raises:
@@ -52,7 +53,8 @@ class Cohort:
         ((16, 500), (16, 4, 1))
 
     Source:
-        `keras.models.clone_model` and `keras.utils.set_random_seed` define a member; `jax.vmap` maps the training over them.
+        `keras.models.clone_model` and `keras.utils.set_random_seed` define a member; `jax.vmap` maps the training over
+        them.
     """
 
     def __init__(self, model: keras.Model, seeds: int | Iterable[int], *, exact: bool = False) -> None:
@@ -250,14 +252,14 @@ class Cohort:
         Source:
             `keras.models.clone_model`.
         """
-        self._need_training("member")
+        trained = self._need_training("member")
         if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or int(seed) not in self.seeds:
             raise ValueError(
                 f"`seed` must be one of the cohort's seeds ({_shown(self.seeds)}). Received: {received('seed', seed)}. "
                 "See `cohort.seeds`."
             )
         network = self._template.member()
-        keras_internals.write_state(network, self._members.state(self.seeds.index(int(seed))))
+        keras_internals.write_state(network, self._members.state(trained, self.seeds.index(int(seed))))
         return network
 
     def best(self, metric: str = "loss") -> keras.Model:

@@ -76,7 +76,7 @@ def moons(n_samples: int = 400, noise: float = 0.1, random_state: int = 0) -> tu
     import sklearn.datasets
 
     x, y = sklearn.datasets.make_moons(n_samples=n_samples, noise=noise, random_state=random_state)
-    return x.astype("float32"), y.astype("float32")
+    return np.asarray(x, "float32"), np.asarray(y, "float32")
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -228,8 +228,8 @@ def _shuffles(rows: int) -> np.ndarray:
 class MemberGenerators:
     """The states of NumPy's legacy generators of many members: each begins as `np.random.seed(seed)` leaves it.
 
-    A generator object costs 0.1 ms to make and its state 0.03 ms to read, as much as a whole training of a small network;
-    its memory, which `bit_generator.ctypes` gives the address of, costs a microsecond to copy.
+    A generator object costs 0.1 ms to make and its state 0.03 ms to read, as much as a whole training of a small
+    network; its memory, which `bit_generator.ctypes` gives the address of, costs a microsecond to copy.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -263,7 +263,7 @@ def _generator_with_memory() -> tuple[np.random.RandomState, np.ndarray]:
     if not hasattr(_of_thread, "pair"):
         bits = np.random.MT19937(0)
         words = (ctypes.c_uint32 * 625).from_address(bits.ctypes.state_address)
-        _of_thread.pair = np.random.RandomState(bits), np.frombuffer(words, np.uint32)
+        _of_thread.pair = np.random.RandomState(bits), np.frombuffer(memoryview(words), np.uint32)
     return _of_thread.pair
 
 

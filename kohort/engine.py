@@ -1,9 +1,9 @@
 """The compiled fit, written for one member.
 
-In come pure functions of one network (Keras's own steps), its state and the row numbers of each batch; out come the state
-after any number of epochs and the logs of each epoch. Nothing here knows Keras or many members until the last lines, which
-map a program over a leading member axis. The room exists because the time of a small `fit` is dispatch: one program that
-holds the whole loop over epochs and batches has none.
+In come pure functions of one network (Keras's own steps), its state and the row numbers of each batch; out come the
+state after any number of epochs and the logs of each epoch. Nothing here knows Keras or many members until the last
+lines, which map a program over a leading member axis. The room exists because the time of a small `fit` is dispatch:
+one program that holds the whole loop over epochs and batches has none.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Bool, Int, UInt
@@ -62,10 +63,10 @@ class Cut(NamedTuple):
 class Schedule(NamedTuple):
     """What each epoch of a call does; None stands for "the same in every epoch" and costs nothing."""
 
-    rows: UInt[Array, "*member epoch row"] | None = None  # row numbers in batch order; None: as they come
-    full: Int[Array, "epoch"] | None = None  # full batches of the epoch; None: all of the cut
-    partial: Int[Array, "epoch"] | None = None  # partial batches of the epoch, 0 or 1; None: as cut
-    validates: Bool[Array, "epoch"] | None = None  # whether validation follows; None: always
+    rows: UInt[Array | np.ndarray, "*member epoch row"] | None = None  # row numbers in batch order; None: as they come
+    full: Int[Array | np.ndarray, " epoch"] | None = None  # full batches of the epoch; None: all of the cut
+    partial: Int[Array | np.ndarray, " epoch"] | None = None  # partial batches of the epoch, 0 or 1; None: as cut
+    validates: Bool[Array | np.ndarray, " epoch"] | None = None  # whether validation follows; None: always
 
 
 def take(samples: Any, rows: Any) -> Any:
@@ -135,9 +136,10 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
         state, logs = train(state, samples, schedule, e, once)
         if validation_cut is None:
             return state, (logs, {})
+        pass_cut = validation_cut
 
         def validate(state: State) -> tuple:
-            return run_pass(functions, functions.test_step, state, validation, validation_cut, once)
+            return run_pass(functions, functions.test_step, state, validation, pass_cut, once)
 
         def skip(state: State) -> tuple:
             return state, zeros_like_result(validate, state)[1]
@@ -189,7 +191,7 @@ def predict_program(functions: Functions, cut: Cut) -> Callable:
         if cut.partial:
             rest = jax.tree.map(lambda a: a[cut.full * cut.batch_size :], samples)
             parts.append(functions.predict_step(state, rest))
-        return jax.tree.map(lambda *p: jnp.concatenate(p) if len(p) > 1 else p[0], *parts)
+        return jax.tree.map(lambda *outputs: jnp.concatenate(outputs), *parts)
 
     return run
 
@@ -241,8 +243,8 @@ def op_by_op(function: Callable) -> Callable:
 def canonical_convolutions(function: Callable) -> Callable:
     """Returns `function` with the axes of each convolution in the order (batch, space, feature).
 
-    XLA's CPU compiler brings convolutions, such as those of a kernel's gradient, into this form itself, but not inside a
-    loop: there they would round otherwise and be many times slower.
+    XLA's CPU compiler brings convolutions, such as those of a kernel's gradient, into this form itself, but not inside
+    a loop: there they would round otherwise and be many times slower.
     """
 
     def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
@@ -336,12 +338,12 @@ def over_members(run: Callable) -> Callable:
 def keep_programs_on_disk() -> None:
     """Lets JAX keep compiled programs for the next process, in a folder that this user alone can read and write.
 
-    The folder is `KOHORT_CACHE_DIR` (empty: keep nothing), by default `kohort` in the user's cache folder. A cache that is
-    set up already, by `JAX_COMPILATION_CACHE_DIR` or in `jax.config`, stays as it is.
+    The folder is `KOHORT_CACHE_DIR` (empty: keep nothing), by default `kohort` in the user's cache folder. A cache that
+    is set up already, by `JAX_COMPILATION_CACHE_DIR` or in `jax.config`, stays as it is.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kohort"
     folder = os.environ.get("KOHORT_CACHE_DIR", str(default))
-    if not folder or jax.config.jax_compilation_cache_dir:
+    if not folder or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     own = Path(folder) / f"programs-{_processor()}"
     try:

@@ -1,7 +1,8 @@
 """`kohort.fit`: a Keras model in, the same model trained out, in one compiled program.
 
-In come a compiled Keras model and the arguments of `model.fit`; out go the trained model and its `History`, bit for bit what
-`model.fit` gives on CPU. The room exists because it is the one-word door: replace `model.fit(` by `kohort.fit(model, `.
+In come a compiled Keras model and the arguments of `model.fit`; out go the trained model and its `History`, bit for bit
+what `model.fit` gives on CPU. The room exists because it is the one-word door: replace `model.fit(` by
+`kohort.fit(model, `.
 """
 
 import signal
@@ -20,7 +21,7 @@ import numpy as np
 from kohort import engine, keras_internals
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.data import BatchOrder, Inputs, inputs
-from kohort.engine import Cut, Pace, Schedule, State
+from kohort.engine import Cut, Pace
 
 
 class FallBackWarning(UserWarning):
@@ -54,10 +55,10 @@ def fit(
 ) -> keras.callbacks.History:
     """Trains the model as `model.fit` does, with all epochs in one compiled program.
 
-    Weights, optimizer state, metrics, history and the random generators end exactly as `model.fit` leaves them (on CPU bit
-    for bit). What cannot be compiled, such as a generator as `x` or a callback that acts inside an epoch, runs through
-    `model.fit` itself, and a `FallBackWarning` says why. The program is compiled at the first fit of a model and kept: other
-    epochs and other data of the same shape need no compilation.
+    Weights, optimizer state, metrics, history and the random generators end exactly as `model.fit` leaves them (on CPU
+    bit for bit). What cannot be compiled, such as a generator as `x` or a callback that acts inside an epoch, runs
+    through `model.fit` itself, and a `FallBackWarning` says why. The program is compiled at the first fit of a model
+    and kept: other epochs and other data of the same shape need no compilation.
 
     Args:
         model: A compiled Keras model on the JAX backend.
@@ -69,7 +70,7 @@ def fit(
         callbacks: Keras callbacks. Those that act at epochs are called as by Keras, one epoch per program call.
         validation_split: Share of the last rows that validate, in [0, 1).
         validation_data: Tuple (x, y) or (x, y, sample_weight).
-        shuffle: Whether the rows are shuffled before each epoch (True), not at all (False), or within batches ("batch").
+        shuffle: Whether rows are shuffled before each epoch (True), not at all (False), or within batches ("batch").
         class_weight: Class number to weight.
         sample_weight: Weights (sample,) or as in Keras.
         initial_epoch: Number of the first epoch.
@@ -350,7 +351,7 @@ class _Run:
         return 1
 
     def _advance(self, epoch: int, count: int, interrupt: Interrupt) -> dict[str, list] | None:
-        """Trains `count` epochs; returns their logs by name, or None if it was interrupted before they were finished."""
+        """Trains `count` epochs; returns their logs by name, or None if it was interrupted before their end."""
         generator = np.random.get_state()
         validates = validation_epochs(self.data, self.recipe, range(epoch, epoch + count), self.capacity)
         schedule = self.order.draw(count, self.capacity)._replace(validates=validates)
@@ -383,13 +384,14 @@ def validation_epochs(data: Inputs, recipe: Recipe, epochs: range, capacity: int
 
 def shapes_of(data: Inputs) -> tuple:
     """Returns the shapes of all arrays of a fit: programs of other shapes have another pace."""
-    return tuple(leaf.shape for leaf in jax.tree.leaves((data.training.batch, data.validation)) if hasattr(leaf, "shape"))
+    batches = [samples.batch for samples in (data.training, data.validation) if samples is not None]
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batches))
 
 
 def log_columns(logs: Any, validates: np.ndarray | None, count: int) -> tuple[dict[str, list], dict]:
-    """Turns the logs of a call into Python numbers: a list per name, sorted by name as Keras does, and the last epoch's logs.
+    """Turns the logs of a call into Python numbers: a list per name, and the logs of the last epoch.
 
-    The lists of validation metrics hold the epochs that validated only.
+    Names are sorted as Keras sorts them. The lists of validation metrics hold the epochs that validated only.
     """
     every = np.ones(count, bool)
     validates = every if validates is None else validates[:count]
@@ -412,7 +414,7 @@ class Progress:
         """Shows nothing before the first update."""
         self.epochs = epochs
         self.verbose = 1 if verbose == "auto" else int(verbose)
-        self.bar = keras.utils.Progbar(epochs, unit_name="epoch") if self.verbose == 1 else None
+        self.bar: Any = None
         self.last: tuple[int, list] | None = None
 
     @property
@@ -423,8 +425,9 @@ class Progress:
     def update(self, epoch: int, count: int, logs: dict) -> None:
         """Takes in the last logs of the `count` epochs from `epoch` on."""
         values = [(name, value) for name, value in logs.items() if np.ndim(value) == 0]
-        if self.bar is not None:
-            self.bar.stateful_metrics.update(name for name, _ in values)
+        if self.verbose == 1:
+            # Keras's bar averages what it is not told to show as it is.
+            self.bar = self.bar or keras.utils.Progbar(self.epochs, unit_name="epoch", stateful_metrics=list(logs))
             self.bar.update(epoch + count, values, finalize=False)
             self.last = (epoch + count, values)
         elif self.verbose == 2:

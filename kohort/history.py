@@ -1,7 +1,7 @@
 """What comes out: the histories of many members, how each ended, and how often they succeed.
 
-In come plain NumPy arrays; out go records of plain NumPy arrays and Python numbers. The room exists so that results can be
-read, tested and kept without JAX or Keras.
+In come plain NumPy arrays; out go records of plain NumPy arrays and Python numbers. The room exists so that results can
+be read, tested and kept without JAX or Keras.
 """
 
 import enum
@@ -53,10 +53,11 @@ class SuccessRate(NamedTuple):
     def __str__(self) -> str:
         """Reads as a sentence part: counts, rate, interval."""
         interval = f"{self.confidence:.0%} interval".replace("%", " %")
-        return f"{self.k} of {self.n} ({100 * self.rate:.1f} %, {interval} {100 * self.low:.1f} to {100 * self.high:.1f} %)"
+        rate, low, high = (f"{100 * share:.1f}" for share in (self.rate, self.low, self.high))
+        return f"{self.k} of {self.n} ({rate} %, {interval} {low} to {high} %)"
 
 
-def success_rate(solved: Bool[np.ndarray, "member"] | list[bool], confidence: float = 0.95) -> SuccessRate:
+def success_rate(solved: Bool[np.ndarray, " member"] | list[bool], confidence: float = 0.95) -> SuccessRate:
     """Counts successes and gives the Wilson score interval of their rate.
 
     The Wilson interval keeps its level for rates near 0 and 1 and for few members, where the textbook interval fails.
@@ -81,17 +82,17 @@ def success_rate(solved: Bool[np.ndarray, "member"] | list[bool], confidence: fl
     """
     from scipy.stats import binomtest
 
-    solved = np.asarray(solved, bool)
-    if solved.ndim != 1 or solved.size == 0:
+    met = np.asarray(solved, bool)
+    if met.ndim != 1 or met.size == 0:
         raise ValueError(
-            f"`solved` must have one truth value per member. Received: solved with shape={solved.shape}. "
+            f"`solved` must have one truth value per member. Received: solved with shape={met.shape}. "
             "Pass an array of shape (member,)."
         )
     if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
         raise ValueError(
             f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
         )
-    k, n = int(solved.sum()), int(solved.size)
+    k, n = int(met.sum()), int(met.size)
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return SuccessRate(k, n, k / n, float(interval.low), float(interval.high), confidence)
 
@@ -181,7 +182,7 @@ def solved(
     criterion: Criterion | None,
     bounds: Mapping[str, float],
     directions: Mapping[str, str | None],
-) -> Bool[np.ndarray, "member"]:
+) -> Bool[np.ndarray, " member"]:
     """Says which members meet a criterion after training.
 
     Args:
@@ -195,7 +196,8 @@ def solved(
 
     Raises:
         TypeError: If the criterion is not callable.
-        ValueError: If nothing is asked, a metric is unknown or has no direction, or the criterion returns another shape.
+        ValueError: If nothing is asked, a metric is unknown or has no direction, or the criterion returns another
+            shape.
     """
     if criterion is None and not bounds:
         raise ValueError(
@@ -239,8 +241,8 @@ def _reaches(history: CohortHistory, metric: str, bound: float, direction: str |
         )
     if direction not in ("up", "down") or history[metric].ndim != 2:
         raise ValueError(
-            f"`{metric}` must be a metric of one number per epoch that says whether more is better. Received: {metric}={bound!r}. "
-            f"Pass a callable instead, for example `lambda history: history.last({metric!r}) >= {bound!r}`."
+            f"`{metric}` must be a metric of one number per epoch that says whether more is better. "
+            f"Received: {metric}={bound!r}. Pass a callable instead, for example `lambda history: history.last({metric!r}) >= {bound!r}`."
         )
     last = history.last(metric)
     return last <= bound if direction == "down" else last >= bound

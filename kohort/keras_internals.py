@@ -1,7 +1,8 @@
 """Keras's private parts, all of them, in one room.
 
-In come a Keras model or the arguments of a fit; out go pure functions, row numbers and arrays. The room exists so that a
-new Keras release can break kohort in one file only. Written against Keras 3.15.1 (`tests/test_keras_internals.py` names it).
+In come a Keras model or the arguments of a fit; out go pure functions, row numbers and arrays. The room exists so that
+a new Keras release can break kohort in one file only. Written against Keras 3.15.1 (`tests/test_keras_internals.py`
+names it).
 """
 
 import functools
@@ -178,27 +179,34 @@ def functions(model: keras.Model) -> Functions:
     """
     ref = weakref.ref(model)
 
+    def alive() -> keras.Model:
+        model = ref()
+        if model is None:
+            raise ReferenceError("The model of this program is gone: it is kept alive by its user, not by the program.")
+        return model
+
+    def with_metrics_of(state: State) -> keras.StatelessScope:
+        return keras.StatelessScope(zip(alive().metrics_variables, state.metrics_variables, strict=True))
+
     def train_step(state: State, batch: Any) -> tuple[dict, State]:
-        logs, new = ref().train_step(tuple(state), batch)
+        logs, new = alive().train_step(tuple(state), batch)
         return logs, State(*new)
 
     def test_step(state: State, batch: Any) -> tuple[dict, State]:
-        logs, (trainable, non_trainable, metrics) = ref().test_step((state[0], state[1], state[3]), batch)
+        logs, (trainable, non_trainable, metrics) = alive().test_step((state[0], state[1], state[3]), batch)
         return logs, State(trainable, non_trainable, state.optimizer_variables, metrics)
 
     def predict_step(state: State, batch: Any) -> Any:
-        return ref().predict_step((state.trainable_variables, state.non_trainable_variables), batch)[0]
+        return alive().predict_step((state.trainable_variables, state.non_trainable_variables), batch)[0]
 
     def reset_metrics(state: State) -> State:
-        model = ref()
-        with keras.StatelessScope(zip(model.metrics_variables, state.metrics_variables, strict=True)) as scope:
-            model.reset_metrics()
-        return state._replace(metrics_variables=[scope.get_current_value(v) for v in model.metrics_variables])
+        with with_metrics_of(state) as scope:
+            alive().reset_metrics()
+        return state._replace(metrics_variables=[scope.get_current_value(v) for v in alive().metrics_variables])
 
     def results(state: State, logs: dict) -> dict:
-        model = ref()
-        with keras.StatelessScope(zip(model.metrics_variables, state.metrics_variables, strict=True)):
-            return dict(model._get_metrics_result_or_logs(logs))
+        with with_metrics_of(state):
+            return dict(alive()._get_metrics_result_or_logs(logs))
 
     return Functions(train_step, test_step, predict_step, reset_metrics, results)
 
@@ -210,7 +218,8 @@ def compile_marker(model: keras.Model) -> Any:
 
 def validates_at(epoch: int, validation_freq: int | list[int]) -> bool:
     """Says whether `model.fit` validates after `epoch` (counted from 0)."""
-    return keras.Model._should_eval(None, epoch, validation_freq)
+    no_model: Any = None  # the method looks at its arguments only
+    return keras.Model._should_eval(no_model, epoch, validation_freq)
 
 
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:
@@ -263,7 +272,7 @@ def metric_direction(model: keras.Model, name: str) -> str | None:
 @contextmanager
 def default_seeds(draw: Callable[[], int]) -> Iterator[None]:
     """Makes every default seed that Keras draws inside the block come from `draw`."""
-    modules = (seed_generator, keras_backend.random)
+    modules: tuple[Any, ...] = (seed_generator, keras_backend.random)
     originals = [module.make_default_seed for module in modules]
     for module in modules:
         module.make_default_seed = draw
@@ -276,6 +285,8 @@ def default_seeds(draw: Callable[[], int]) -> Iterator[None]:
 
 class TracedSeed(int):
     """A default seed that is a plain integer to Keras's checks and a traced array to JAX."""
+
+    _traced: Any
 
     def __new__(cls, traced: Any) -> "TracedSeed":
         """Wraps the traced integer; as an `int` it is 1 and of no meaning."""
@@ -327,14 +338,16 @@ def compile_like(clone: keras.Model, model: keras.Model) -> None:
             return type(part).from_config(part.get_config())
         return part
 
-    clone.compile(**{name: tree.map_structure(own, value) for name, value in model._compile_config.config.items()})
+    options: dict[str, Any] = {**model._compile_config.config}
+    own_options: dict[str, Any] = {name: tree.map_structure(own, value) for name, value in options.items()}
+    clone.compile(**own_options)
 
 
 @functools.cache
 def shuffles_like_numpy() -> bool:
     """Says whether this Keras draws one `np.random.permutation` per epoch, by watching its adapter do it."""
     rows, epochs = 5, 3
-    before = np.random.get_state()
+    before: Any = np.random.get_state()
     try:
         np.random.seed(0)
         iterator = epoch_iterator(np.arange(rows), batch_size=2, shuffle=True)

@@ -1,7 +1,7 @@
 """The members of a cohort as arrays, and one fit of them.
 
-In come a template, seeds and checked data; out go the members' trained states, generators and history. The room exists so
-that `Cohort` can speak to people while this one cuts members into blocks and advances all blocks together.
+In come a template, seeds and checked data; out go the members' trained states, generators and history. The room exists
+so that `Cohort` can speak to people while this one cuts members into blocks and advances all blocks together.
 """
 
 import concurrent.futures
@@ -53,10 +53,10 @@ class Members:
 
         return jax.tree.map(joined, *results)
 
-    def state(self, member: int) -> State:
+    def state(self, trained: Trained, member: int) -> State:
         """Returns the state of one trained member."""
         width = len(self.blocks[0])
-        block = self.trained.states[member // width]
+        block = trained.states[member // width]
         return block if self.exact else jax.tree.map(lambda a: a[member % width], block)
 
     def begin(self) -> Trained:
@@ -134,7 +134,7 @@ class Rounds:
         return trained.history
 
     def _begin(self) -> Trained:
-        """Returns the members as their seeds begin, with the batch read that Keras reads to build losses and metrics."""
+        """Returns the members as they begin, with the batch read that Keras reads to build losses and metrics."""
         trained = self.members.begin()
         if keras_internals.fresh_fit_reads_a_batch(self.members.template.network):
             for member in range(len(self.members.seeds)):
@@ -173,8 +173,10 @@ class Rounds:
             schedule = self._schedule(trained.generators, block, len(epochs), generators.states)
             return self._call(state, schedule._replace(validates=validates), len(epochs), interrupt)
 
-        # Keras's own iterator draws from the one global generator, so there blocks take turns.
-        each = executor.map if self.orders[0].is_plain else map
+        # Blocks take turns where Keras's iterator draws from the one global generator, and in the first round, which
+        # traces the network: tracing leaves notes on it.
+        is_traced = self.pace.seconds_per_epoch is not None
+        each = executor.map if is_traced and self.orders[0].is_plain else map
         results = list(each(advance, self.members.blocks, trained.states))
         if any(result is None for result in results):
             return None
@@ -203,7 +205,7 @@ class Rounds:
 
 
 def extended(history: CohortHistory, epochs: range, logs: tuple, validates: np.ndarray | None) -> CohortHistory:
-    """Returns the history with the logs `(training, validation)` of more epochs; NaN where an epoch did not validate."""
+    """Returns the history with the logs `(training, validation)` of more epochs; NaN where there was no validation."""
     training, validation = logs
     new = {name: values[:, : len(epochs)] for name, values in training.items()}
     for name, values in validation.items():

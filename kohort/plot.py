@@ -206,11 +206,9 @@ class HistoryCurves:
         if several:
             self._draw_members(self.ax_)
         for curves in filter(None, (self, self.validation)):
-            label = f"median {curves.metric}" if several else curves.metric
+            look = {**curves._look(), "label": f"median {curves.metric}" if several else curves.metric}
             halo = [withStroke(linewidth=3, foreground=rcParams["axes.facecolor"])] * several
-            self.ax_.plot(
-                curves.epochs, curves.quantiles[1], label=label, zorder=3, path_effects=halo, **curves._look()
-            )
+            self.ax_.plot(curves.epochs, curves.quantiles[1], path_effects=halo, zorder=3, **look)
         positive = self.values[self.values > 0]
         spans_decade = positive.max(initial=0) > 10 * positive.min(initial=np.inf)
         if spans_decade and (self.quantiles[1] > 0).all() and not _is_higher_better(self.metric):

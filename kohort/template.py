@@ -1,8 +1,8 @@
 """What all members of a model's cohorts share: a clone of the model and its compiled programs.
 
-In comes a Keras model; out go the state that any seed begins with, computed for thousands of seeds in one traced call, and
-plain Keras models to put a member's state into. The room exists because tracing and compiling must happen once per model,
-not once per cohort.
+In comes a Keras model; out go the state that any seed begins with, computed for thousands of seeds in one traced call,
+and plain Keras models to put a member's state into. The room exists because tracing and compiling must happen once per
+model, not once per cohort.
 """
 
 import random

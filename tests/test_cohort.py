@@ -103,7 +103,7 @@ def test_initial_state_is_bit_for_bit_keras(name):
     cohort = kohort.Cohort(model, SEEDS)
     cohort.fit(x, y, verbose=0, **FIT | {"initial_epoch": 3})  # builds the members and trains no epoch
     for seed in SEEDS:
-        theirs, initial, _ = keras_run(model, name, seed)
+        _, initial, _ = keras_run(model, name, seed)
         ours = [np.asarray(v) for v in cohort.member(seed).variables]
         assert differences(initial, ours) == [], seed
 

@@ -174,7 +174,7 @@ def test_interrupt_before_the_first_round_leaves_the_cohort_untrained(monkeypatc
     monkeypatch.setattr("kohort.members.Rounds._call", fail)
     with pytest.raises(MemoryError):
         cohort.fit(X, Y, epochs=5, **FIT)
-    with pytest.raises(RuntimeError, match="must come after `cohort.fit`"):
+    with pytest.raises(RuntimeError, match=r"must come after `cohort\.fit`"):
         cohort.predict(X)
 
 

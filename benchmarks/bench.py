@@ -1,0 +1,389 @@
+"""Compares kohort with plain Keras, and with what else is installed, in one run.
+
+In come two problems, XOR and moons; out goes a table of figures beside what each must reach, and one of times and losses.
+Every contender has a process and a cache folder of its own and works only when told to: those of a problem take turns
+(A B C A B C ...), so that a busy moment of the machine meets them all. A ratio is formed within each round; the median over
+the rounds counts, the lowest and the highest stand beside it.
+"""
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import contenders
+from contenders import MOONS, XOR, Fit, Problem
+
+SPAWN = multiprocessing.get_context("spawn")
+# Who does not answer for so long is given up, and the table says so.
+LIMIT_SECONDS = 120.0
+# The least ratios that issue 2 asks for: (problem, measured, against).
+LEAST_RATIO = {
+    ("xor", "kohort.fit", "model.fit on JAX"): 300,
+    ("moons", "kohort.fit", "model.fit on JAX"): 30,
+    ("xor", "Cohort.fit", "model.fit on JAX"): 5000,
+    ("moons", "Cohort.fit", "model.fit on JAX"): 50,
+}
+MOST_START_SECONDS = 1.0
+
+
+class Settings(NamedTuple):
+    """How thoroughly to measure."""
+
+    rounds: int = 5
+    turn_seconds: float = 0.3  # a turn repeats a shorter fit for so long and takes the median
+    starts: int = 3
+    refits: int = 200
+    problems: tuple[Problem, ...] = (XOR, MOONS)
+
+
+QUICK = Settings(
+    1, 0.0, 1, 5,
+    (XOR._replace(epochs=30, slow_epochs=2, members=16), MOONS._replace(epochs=2, slow_epochs=1, members=8)),
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One line of the first table."""
+
+    case: str
+    measured: str
+    against: str
+    figure: str
+    lowest_to_highest: str = "–"
+    must_reach: str = "–"
+    reached: str = "–"
+
+
+class Timing(NamedTuple):
+    """One line of the second table."""
+
+    case: str
+    contender: str
+    epochs_timed: str
+    ms_per_epoch_and_network: str
+    lowest_to_highest: str = "–"
+    networks_per_second: str = "–"
+    last_loss_of_seed_0: str = "–"
+    median_last_loss: str = "–"
+
+
+def say(text: str) -> None:
+    """Reports progress, apart from the results."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+class Process:
+    """A fresh Python with a cache folder of its own; what it sends is waited for with signs of life."""
+
+    def __init__(self, label: str, target: Callable, *arguments: Any, backend: str = "jax", cache: str = "") -> None:
+        self.label = label
+        self.pipe, theirs = SPAWN.Pipe()
+        os.environ |= {"KERAS_BACKEND": backend, "KOHORT_CACHE_DIR": cache or tempfile.mkdtemp()}
+        self.process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def receive(self) -> Any:
+        """Returns what comes next; raises TimeoutError after `LIMIT_SECONDS` and EOFError at the process's end."""
+        started = time.monotonic()
+        while not self.pipe.poll(1.5):
+            waited = time.monotonic() - started
+            if waited > LIMIT_SECONDS:
+                raise TimeoutError
+            say(f"{self.label}: {waited:.0f} s")
+        return self.pipe.recv()
+
+    def messages(self) -> Iterator[Any]:
+        """Yields all that comes before the process's end."""
+        while True:
+            try:
+                yield self.receive()
+            except EOFError:
+                return
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        self.process.terminate()
+        self.process.join()
+
+
+# --- races ------------------------------------------------------------------------------------------------------------
+
+
+class Contender(NamedTuple):
+    """Who takes part: the function that makes it, and the options of which it uses the fastest."""
+
+    name: str
+    make: Callable
+    options: list
+    needs: str = "jax"
+    is_slow: bool = False
+
+
+OURS = [
+    Contender("kohort.fit", contenders.kohort_fit, [None]),
+    Contender("Cohort.fit", contenders.cohort_fit, [False]),
+    Contender("Cohort.fit, exact=True", contenders.cohort_fit, [True]),
+]
+
+
+def rivals(problem: Problem) -> list[Contender]:
+    """Returns those that kohort is compared with."""
+    steps = problem.steps_per_execution
+    on_jax = Contender("model.fit on JAX", contenders.keras_fit, [1])
+    return [
+        on_jax,
+        *([on_jax._replace(name="model.fit on JAX, steps_per_execution", options=steps)] if len(steps) > 1 else []),
+        Contender("clone_model, compile, model.fit on JAX", contenders.keras_loop, [None]),
+        Contender("model.fit on TensorFlow, steps_per_execution", contenders.keras_fit, steps, "tensorflow", True),
+        Contender("PyTorch loop, threads", contenders.torch_loop, [1, 2], "torch"),
+    ]
+
+
+class Runner:
+    """A contender at work on a problem: its process and the fits of its turns, or why there are none."""
+
+    def __init__(self, contender: Contender, problem: Problem, settings: Settings) -> None:
+        self.name, self.options, self.best = contender.name, contender.options, None
+        self.label = f"{problem.name}, {contender.name}"
+        self.epochs = problem.slow_epochs if contender.is_slow else problem.epochs
+        self.members = problem.members if contender.make is contenders.cohort_fit else 1
+        self.fits: list[Fit] = []
+        self.why_not = "" if importlib.util.find_spec(contender.needs) else "not installed"
+        if not self.why_not:
+            arguments = (contender.make, problem, contender.options, self.epochs, settings.turn_seconds)
+            backend = "tensorflow" if contender.needs == "tensorflow" else "jax"
+            self.process = Process(self.label, contenders.take_turns, *arguments, backend=backend)
+            self.best = self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            return self.process.receive()
+        except TimeoutError:
+            self.fits, self.why_not = [], f"no answer in {LIMIT_SECONDS:.0f} s"
+            self.process.close()
+            say(f"{self.label}: {self.why_not}, given up")
+
+    def turn(self) -> None:
+        """Lets it train once, or for `turn_seconds`."""
+        if not self.why_not:
+            self.process.pipe.send(True)
+            fit = self._receive()
+            if fit is not None:
+                self.fits.append(fit)
+                say(f"{self.label}: {fit.seconds:.4g} s, loss {fit.loss:.6g}")
+
+    def seconds(self) -> list[float]:
+        """Returns the seconds per epoch and network of each turn."""
+        return [fit.seconds / self.epochs / self.members for fit in self.fits]
+
+    def shown(self) -> str:
+        """Returns its name with the option that was the fastest."""
+        return self.name if len(self.options) == 1 else f"{self.name} {self.best} (of {self.options})"
+
+
+def race(problem: Problem, settings: Settings) -> tuple[list[Row], list[Timing]]:
+    """Lets all contenders of a problem take turns."""
+    us, them = ([Runner(each, problem, settings) for each in group] for group in (OURS, rivals(problem)))
+    for number in range(settings.rounds):
+        say(f"{problem.name}: round {number + 1} of {settings.rounds}")
+        for runner in us + them:
+            runner.turn()
+    for runner in us + them:
+        if not runner.why_not:
+            runner.process.close()
+    # Making and compiling a model anew for each seed is what a cohort spares, and no way to train a single one.
+    pairs = [(us[0], rival) for rival in them if "clone" not in rival.name] + [(a, b) for a in us[1:] for b in them]
+    return [ratio(problem, *pair) for pair in pairs], [timing(problem, runner) for runner in us + them]
+
+
+def ratio(problem: Problem, one: Runner, other: Runner) -> Row:
+    """Returns how many times faster `one` is than `other`."""
+    least = LEAST_RATIO.get((problem.name, one.name, other.name))
+    names = case(problem, one.members), one.shown(), other.shown()
+    ratios = [b / a for a, b in zip(one.seconds(), other.seconds(), strict=False)]
+    if not ratios:
+        return Row(*names, one.why_not or other.why_not)
+    figures = f"{statistics.median(ratios):,.4g} times", spread(ratios)
+    if least is None:
+        return Row(*names, *figures)
+    return Row(*names, *figures, f"≥ {least:,} times", yes_or_no(statistics.median(ratios) >= least))
+
+
+def timing(problem: Problem, runner: Runner) -> Timing:
+    """Returns the times and losses of a contender."""
+    names = case(problem, runner.members), runner.shown(), f"{runner.epochs:,}"
+    if not runner.fits:
+        return Timing(*names, runner.why_not)
+    ms = [1000 * seconds for seconds in runner.seconds()]
+    per_second = 1000 / statistics.median(ms) / problem.epochs
+    first = runner.fits[0]
+    median = "–" if first.median_loss is None else f"{first.median_loss:.9g}"
+    return Timing(*names, f"{statistics.median(ms):.4g}", spread(ms), f"{per_second:,.4g}", f"{first.loss:.9g}", median)
+
+
+def case(problem: Problem, members: int = 1) -> str:
+    """Names data, network, epochs, batch size and seeds."""
+    seeds = "seed 0" if members == 1 else f"seeds 0–{members - 1}"
+    return f"{problem.title}, {problem.epochs:,} epochs, batch {problem.batch_size}, {seeds}"
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):,.4g} – {max(values):,.4g}"
+
+
+def yes_or_no(claim: bool) -> str:
+    return "yes" if claim else "**no**"
+
+
+# --- what is not a race -----------------------------------------------------------------------------------------------
+
+
+def starts(problem: Problem, settings: Settings) -> Iterator[Row]:
+    """Measures first fits in fresh processes, and in a second process that finds the programs of the first on disk."""
+    ways = [("model.fit on JAX", ""), ("kohort.fit", ""), ("Cohort.fit", "")]
+    ways += [(name, ", second start") for name, _ in ways[1:]]
+    measured: dict[tuple, list] = {way: [] for way in ways}
+    for _ in range(settings.starts):
+        caches = {name: tempfile.mkdtemp() for name, _ in ways}
+        for name, nth in ways:
+            label = f"{problem.name}, a new process, {name}{nth}"
+            process = Process(label, contenders.first_fit, name, problem, cache=caches[name])
+            measured[name, nth].append(process.receive())
+            say(f"{label}: {measured[name, nth][-1][1]:.3g} s beyond imports")
+    for (name, nth), seconds in measured.items():
+        yield start_row(problem, name, nth, seconds)
+
+
+def start_row(problem: Problem, name: str, nth: str, seconds: list[tuple]) -> Row:
+    """Returns what a new process took beyond importing JAX and Keras."""
+    imports, beyond, fits = ([*part] for part in zip(*seconds, strict=True))
+    median = statistics.median(beyond)
+    names = case(problem, problem.members if name == "Cohort.fit" else 1), f"a new process, {name}{nth}"
+    against = f"nothing: seconds beyond the {statistics.median(imports):.3g} of importing jax and keras"
+    row = Row(*names, against, f"{median:.3g} s, of it fit {statistics.median(fits):.3g} s", f"{spread(beyond)} s")
+    if (problem.name, name, nth) != ("xor", "kohort.fit", ", second start"):
+        return row
+    return row._replace(must_reach=f"≤ {MOST_START_SECONDS} s", reached=yes_or_no(median <= MOST_START_SECONDS))
+
+
+def compilation_rows(problem: Problem) -> Iterator[Row]:
+    """Counts the programs that XLA compiles in a first fit and in later ones."""
+    process = Process(f"{problem.name}, compilations", contenders.compilations, problem)
+    for name, other, count in process.messages():
+        say(f"{problem.name}, {name}, {other or 'first fit'}: {count} compilations")
+        names = case(problem, problem.members if name == "Cohort.fit" else 1), f"{name}, {other or 'first fit'}"
+        goal = ("0", yes_or_no(count == 0)) if other else ("–", "–")
+        yield Row(*names, "nothing: XLA compilations", str(count), "–", *goal)
+
+
+def memory_rows(problem: Problem, settings: Settings) -> Iterator[Row]:
+    """Measures the memory of a cohort."""
+    process = Process(f"{problem.name}, memory", contenders.memory, problem, settings.refits)
+    before, peak, growth = process.receive()
+    names = case(problem, problem.members), "Cohort.fit, peak memory"
+    yield Row(*names, f"the {before:.0f} MiB of the process before it", f"{peak:.0f} MiB")
+    what = f"Cohort.fit, growth over {settings.refits} re-fits"
+    yield Row(case(problem, problem.members), what, "memory after the tenth", f"{growth:+.1f} MiB")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def sections(settings: Settings) -> dict[str, Callable[[], tuple]]:
+    """Returns what can be measured by itself: name -> rows and timings."""
+    xor, _ = settings.problems
+    races = {problem.name: functools.partial(race, problem, settings) for problem in settings.problems}
+    return races | {
+        "start": lambda: ([row for problem in settings.problems for row in starts(problem, settings)], []),
+        "compilations": lambda: ([row for problem in settings.problems for row in compilation_rows(problem)], []),
+        "memory": lambda: (list(memory_rows(xor, settings)), []),
+    }
+
+
+def table(rows: list) -> str:
+    """Returns named tuples as a Markdown table, their fields as its head."""
+    if not rows:
+        return ""
+    head = [field.replace("_", " ") for field in rows[0]._fields]
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def versions() -> str:
+    """Names what ran, on what."""
+    names = ["kohort", "keras", "jax", "numpy", "tensorflow", "torch"]
+    found = [f"{name} {version(name)}" for name in names]
+    cpus = len(os.sched_getaffinity(0))
+    return f"Python {platform.python_version()}, {', '.join(found)}; {cpus} CPUs ({platform.machine()})"
+
+
+def version(name: str) -> str:
+    """Returns the version of an installed distribution."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+HEAD = """# Results
+
+Written by `{command}` on {date}. {versions}; the load was {load:.2f} at the start.
+
+{settings}Each contender has a process of its own and is warm (compiled, trained once before it is timed); they take turns,
+{rounds} rounds. A ratio is formed within each round: the table has the median, the lowest and the highest. Networks per second
+are trainings to the epochs of the case; where fewer epochs were timed, the time counts per epoch. `Cohort.fit` is timed with
+the initialisation of its members, `model.fit` without: the loop over `clone_model`, `compile` and `fit` has a line of its own.
+
+"""
+
+
+def report(rows: list[Row], timings: list[Timing], settings: Settings, load: float) -> str:
+    """Returns the whole file."""
+    head = HEAD.format(
+        command=shlex.join(["./run", "bench", *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
+        versions=versions(),
+        load=load,
+        settings="" if settings is not QUICK else "**Quick run: tiny cases, figures without meaning.** ",
+        rounds=settings.rounds,
+    )
+    return f"{head}## Figures\n\n{table(rows)}\n## Times and losses\n\n{table(timings)}".rstrip() + "\n"
+
+
+def main() -> None:
+    """Measures, prints, and writes where it is told to."""
+    parser = argparse.ArgumentParser(prog="./run bench", description="Compares kohort with plain Keras.")
+    parser.add_argument("--quick", action="store_true", help="tiny cases: whether it works, not how fast")
+    parser.add_argument("--only", choices=sections(Settings()), help="measure this part only")
+    parser.add_argument("--output", type=Path, help="write the results here, too")
+    arguments = parser.parse_args()
+    settings, load = QUICK if arguments.quick else Settings(), os.getloadavg()[0]
+    rows, timings = [], []
+    with tempfile.TemporaryDirectory(prefix="kohort-bench-") as tempfile.tempdir:
+        for name, measure in sections(settings).items():
+            if arguments.only in (None, name):
+                say(f"--- {name}")
+                more = measure()
+                rows, timings = rows + more[0], timings + more[1]
+    text = report(rows, timings, settings, load)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
