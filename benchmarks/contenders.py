@@ -1,7 +1,7 @@
 """What the processes of the benchmark do: the two problems, and everyone who trains on them.
 
-In comes a pipe and what to measure; out of the pipe come numbers. JAX, Keras, TensorFlow, PyTorch and kohort are imported
-inside the functions: each function runs in a process of its own, and sees only what it needs.
+In comes a pipe and what to measure; out of the pipe come numbers. JAX, Keras, TensorFlow, PyTorch and kohort are
+imported inside the functions: each function runs in a process of its own and sees only what it needs.
 """
 
 import functools
@@ -31,6 +31,11 @@ class Problem(NamedTuple):
     members: int
 
     @property
+    def network(self) -> str:
+        """The widths of its layers."""
+        return "-".join(map(str, (2, *self.hidden, 1)))
+
+    @property
     def steps_per_execution(self) -> list[int]:
         """1, 2, 4, ... and the steps of an epoch."""
         steps = -(-self.rows // self.batch_size)
@@ -38,11 +43,11 @@ class Problem(NamedTuple):
 
 
 XOR = Problem(
-    name="xor", title="XOR 2-2-1 ReLU, RMSprop(1e-3), MSE", rows=4, hidden=(2,), output="linear", optimizer="rmsprop",
+    name="xor", title="four rows; one hidden ReLU layer, linear output, RMSprop(1e-3), mean squared error", rows=4, hidden=(2,), output="linear", optimizer="rmsprop",
     loss="mse", metrics=(), batch_size=4, epochs=3000, slow_epochs=100, members=1000,
 )  # fmt: skip
 MOONS = Problem(
-    name="moons", title="moons (400 points, noise 0.1) 2-32-32-1 ReLU, Adam(1e-3), binary cross-entropy, accuracy",
+    name="moons", title="400 points, noise 0.1; two hidden ReLU layers, sigmoid output, Adam(1e-3), binary cross-entropy, accuracy",
     rows=400, hidden=(32, 32), output="sigmoid", optimizer="adam", loss="binary_crossentropy", metrics=("accuracy",),
     batch_size=32, epochs=100, slow_epochs=20, members=64,
 )  # fmt: skip
@@ -275,16 +280,18 @@ def compilations(pipe: Any, problem: Problem) -> None:
     x, y = data(problem)
     model, n, epochs = compiled(problem), problem.members, problem.epochs
 
+    counts = []
+
     def count(who: str, other: str, fit: Callable, x: Any, epochs: int) -> None:
         events.clear()
         fit(x, y, batch_size=problem.batch_size, epochs=epochs, verbose=0)
-        pipe.send((who, other, sum("backend_compile" in event for event in events)))
+        counts.append((who, other, sum("backend_compile" in event for event in events)))
 
-    others = ("", x, epochs, 0), ("other epochs", x, epochs + epochs // 2, 0), ("other data", 1 - x, epochs, 0)
-    for other, values, epochs, _ in others:
-        count("kohort.fit", other, functools.partial(kohort.fit, model), values, epochs)
-    for other, values, epochs, first in (*others, ("other seeds", x, epochs, n)):
-        count("Cohort.fit", other, kohort.Cohort(model, range(first, first + n)).fit, values, epochs)
+    for other, values, more in ("", x, 0), ("other epochs", x, epochs // 2), ("other data", 1 - x, 0):
+        count("kohort.fit", other, functools.partial(kohort.fit, model), values, epochs + more)
+        count("Cohort.fit", other, kohort.Cohort(model, n).fit, values, epochs + more)
+    count("Cohort.fit", "other seeds", kohort.Cohort(model, range(n, 2 * n)).fit, x, epochs)
+    pipe.send(counts)
 
 
 def memory(pipe: Any, problem: Problem, refits: int) -> None:
@@ -296,9 +303,10 @@ def memory(pipe: Any, problem: Problem, refits: int) -> None:
     before = resident_mebibytes()
     cohort.fit(x, y, epochs=problem.epochs, verbose=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    for refit in range(10 + refits):
-        after_ten = resident_mebibytes() if refit <= 10 else after_ten
+    after_ten = 0.0
+    for refit in range(1, 11 + refits):
         cohort.fit(x, y, epochs=problem.slow_epochs, verbose=0)
+        after_ten = resident_mebibytes() if refit == 10 else after_ten
     pipe.send((before, peak, resident_mebibytes() - after_ten))
 
 

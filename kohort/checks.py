@@ -28,7 +28,7 @@ def received(name: str, value: Any) -> str:
         dtype = ", ".join(sorted(_dtypes(value)))
         return f"{name}=<{type(value).__name__}>, shape={tuple(value.shape)}, dtype={dtype}"
     text = " ".join(repr(value).split())
-    return f"{name}={text[:117] + '...' if len(text) > 120 else text}"
+    return f"{name}={text[:119] + '…' if len(text) > 120 else text}"
 
 
 # --- the recipe of a fit ----------------------------------------------------------------------------------------------
@@ -150,14 +150,16 @@ def check_arrays(x: Any, y: Any = None, sample_weight: Any = None, argument: str
         argument: The argument that holds all three as a tuple, such as "validation_data".
     """
     names = [f"{argument}[{i}]" for i in range(3)] if argument else ["x", "y", "sample_weight"]
-    leaves = [leaf for name, part in zip(names, (x, y, sample_weight), strict=True) for leaf in _named(name, part)]
-    if x is None or not leaves:
+    parts = [_named(name, part) for name, part in zip(names, (x, y, sample_weight), strict=True)]
+    if not parts[0]:
         raise TypeError(
             f"`{names[0]}` must be an array of samples. Received: {received(names[0], x)}. "
             "Pass an array of shape (sample, ...)."
         )
-    for name, leaf in leaves:
-        _check_numbers(name, leaf)
+    for whole, part in zip(names, parts, strict=True):
+        for name, leaf in part:
+            _check_numbers(name, leaf, whole)
+    leaves = [leaf for part in parts for leaf in part]
     _check_lengths(leaves)
     for name, leaf in leaves:
         _check_values(name, _array(leaf))
@@ -182,9 +184,9 @@ def _dtypes(leaf: Any) -> set[str]:
     return set(map(str, np.atleast_1d(np.asarray(leaf.dtypes, dtype=object))))  # a pandas table has one type per column
 
 
-def _check_numbers(name: str, leaf: Any) -> None:
+def _check_numbers(name: str, leaf: Any, whole: str) -> None:
     if not keras_internals.is_array_like(leaf):
-        step = "Encode text as numbers" if isinstance(leaf, str) else f"Convert it with `np.asarray({name})`"
+        step = "Encode text as numbers" if isinstance(leaf, str) else f"Convert it with `np.asarray({whole})`"
         raise TypeError(
             f"`{name}` must be an array of numbers (NumPy, JAX or pandas), or a structure of them. "
             f"Received: {received(name, leaf)} of type {type(leaf).__name__}. {step} first."

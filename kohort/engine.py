@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Bool, Int, UInt
 
@@ -235,9 +236,18 @@ def evaluate(closed: ClosedJaxpr, inputs: list, apply: Callable[[Any, Callable, 
 def op_by_op(function: Callable) -> Callable:
     """Returns `function` with a barrier after each operation, so that it rounds as it does when run eagerly.
 
-    XLA may merge neighbouring operations of one program (two constant factors become one), which changes the last bit.
+    XLA may merge neighbouring operations of one program (two constant factors become one), or compute one in the
+    memory layout that suits the next (a QR decomposition), which changes last bits.
     """
-    return interpreted(function, lambda _, as_traced, inputs: lax.optimization_barrier(list(as_traced(*inputs))))
+
+    def plain(output: Any) -> Any:
+        is_matrix = output.ndim > 1 and not jax.dtypes.issubdtype(output.dtype, jax.dtypes.extended)
+        return with_layout_constraint(output, Layout(tuple(range(output.ndim)))) if is_matrix else output
+
+    def apply(_: Any, as_traced: Callable, inputs: list) -> list:
+        return lax.optimization_barrier([plain(output) for output in as_traced(*inputs)])
+
+    return interpreted(function, apply)
 
 
 def canonical_convolutions(function: Callable) -> Callable:

@@ -127,8 +127,8 @@ class CohortHistory(Mapping):
         """Returns the array (member, epoch) of the metric."""
         if metric not in self.history:
             raise KeyError(
-                f"`metric` must be one of {', '.join(map(repr, self.history))}. Received: metric={metric!r}. "
-                "Metrics are named in `model.compile(metrics=...)`; those of validation begin with 'val_'."
+                f"`metric` must be one of {', '.join(map(repr, self.history)) or '(none)'}. "
+                f"Received: metric={metric!r}. Metrics are named in `model.compile(metrics=...)`; those of validation begin with 'val_'."
             )
         return self.history[metric]
 
@@ -164,13 +164,22 @@ class CohortHistory(Mapping):
             array([0.5])
         """
         values = self[metric]
-        recorded = np.flatnonzero(~np.isnan(values).all(axis=tuple(i for i in range(values.ndim) if i != 1)))
+        recorded = np.flatnonzero(self._recorded(metric))
         return values[:, recorded[-1] if recorded.size else -1]
+
+    def _recorded(self, metric: str) -> np.ndarray:
+        """Says which epochs recorded the metric: of validation, not those where it is NaN in members that are well."""
+        values = self[metric]
+        if not metric.startswith("val_"):
+            return np.ones(values.shape[1], bool)
+        has_value = ~np.isnan(values).all(axis=tuple(i for i in range(values.ndim) if i != 1))
+        loss = self.history.get("loss")
+        return has_value if loss is None else has_value | ~np.isfinite(loss).any(axis=0)
 
     @property
     def outcome(self) -> np.ndarray:
         """The `Outcome` of each member, an object array (member,)."""
-        finite = np.isfinite(self.last("loss"))
+        finite = np.isfinite(self.last("loss")) if self.epoch else np.ones(len(self.seeds), bool)
         return np.array([Outcome.COMPLETED if ok else Outcome.DIVERGED for ok in finite], dtype=object)
 
 
@@ -242,7 +251,8 @@ def _reaches(history: CohortHistory, metric: str, bound: float, direction: str |
     if direction not in ("up", "down") or history[metric].ndim != 2:
         raise ValueError(
             f"`{metric}` must be a metric of one number per epoch that says whether more is better. "
-            f"Received: {metric}={bound!r}. Pass a callable instead, for example `lambda history: history.last({metric!r}) >= {bound!r}`."
+            f"Received: {metric}={bound!r}. "
+            f"Pass a callable instead, for example `lambda history: history.last({metric!r}) >= {bound!r}`."
         )
     last = history.last(metric)
     return last <= bound if direction == "down" else last >= bound

@@ -1,0 +1,151 @@
+"""The engine by itself, on functions that are no Keras network."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from kohort import engine
+from kohort.engine import Cut, Functions, Pace, Schedule, State
+
+RNG = np.random.default_rng(3)
+
+
+def counting_functions():
+    """A network whose single weight adds up the samples it saw, times ten to the step: the order of the batches shows."""
+
+    def train_step(state, batch):
+        weight, step = state.trainable_variables[0], state.optimizer_variables[0]
+        seen = weight * 10 + batch.sum()
+        total = state.metrics_variables[0] + batch.sum()
+        return {"total": total}, State([seen], [], [step + 1], [total])
+
+    def test_step(state, batch):
+        total = state.metrics_variables[0] - batch.sum()
+        return {"total": total}, state._replace(metrics_variables=[total])
+
+    def predict_step(state, batch):
+        return batch + state.trainable_variables[0]
+
+    def reset_metrics(state):
+        return state._replace(metrics_variables=[jnp.zeros(())])
+
+    return Functions(train_step, test_step, predict_step, reset_metrics, lambda state, logs: logs)
+
+
+def begin():
+    return State([np.float32(0)], [], [np.int32(0)], [np.float32(0)])
+
+
+def test_batches_come_in_the_order_of_the_schedule():
+    run = jax.jit(engine.epochs_program(counting_functions(), Cut(2, 1, 1), None, capacity=4))
+    rows = np.zeros((4, 3), np.uint8)
+    rows[:2] = [[2, 0, 1], [1, 2, 0]]
+    samples = np.array([1, 2, 3], "float32")
+    state, (logs, _) = run(begin(), samples, None, Schedule(rows), 2)
+    # epoch 1: 3+1, then 2; epoch 2: 2+3, then 1
+    assert float(state.trainable_variables[0]) == 4251
+    assert int(state.optimizer_variables[0]) == 4
+    np.testing.assert_array_equal(logs["total"], [6, 6, 0, 0])
+
+
+def test_an_epoch_may_have_fewer_batches_than_the_cut():
+    run = jax.jit(engine.epochs_program(counting_functions(), Cut(1, 2, 1), None, capacity=3))
+    rows = np.tile(np.arange(3, dtype=np.uint8), (3, 1))
+    schedule = Schedule(rows, full=np.array([2, 1, 0], np.int32), partial=np.array([1, 0, 1], np.int32))
+    state, (logs, _) = run(begin(), np.array([1, 2, 3], "float32"), None, schedule, 3)
+    np.testing.assert_array_equal(logs["total"], [6, 1, 3])
+    assert int(state.optimizer_variables[0]) == 5
+
+
+def test_validation_only_where_it_is_due():
+    run = jax.jit(engine.epochs_program(counting_functions(), Cut(3, 1, 0), Cut(2, 1, 0), capacity=3))
+    samples, validation = np.array([1, 2, 3], "float32"), np.array([5, 6], "float32")
+    schedule = Schedule(validates=np.array([False, True, False]))
+    _, (logs, val_logs) = run(begin(), samples, validation, schedule, 3)
+    np.testing.assert_array_equal(logs["total"], [6, 6, 6])
+    np.testing.assert_array_equal(val_logs["total"], [0, -11, 0])
+
+
+def test_members_do_not_mix():
+    run = engine.epochs_program(counting_functions(), Cut(1, 2, 0), None, capacity=1)
+    rows = np.array([[[0, 1]], [[1, 0]]], np.uint8)
+    state = jax.tree.map(lambda a: np.stack([a, a]), begin())
+    state, _ = jax.jit(engine.over_members(run))(state, np.array([1, 2], "float32"), None, Schedule(rows), 1)
+    np.testing.assert_array_equal(state.trainable_variables[0], [12, 21])
+
+
+@pytest.mark.parametrize("cut", [Cut(2, 2, 1), Cut(5, 1, 0), Cut(8, 0, 5)])
+def test_prediction_keeps_the_order_of_the_samples(cut):
+    samples = np.arange(5, dtype="float32")
+    run = jax.jit(engine.predict_program(counting_functions(), cut))
+    np.testing.assert_array_equal(run(begin()._replace(trainable_variables=[np.float32(10)]), samples), samples + 10)
+
+
+def test_a_training_call_leaves_the_state_of_its_caller():
+    call = engine.training_call(engine.epochs_program(counting_functions(), Cut(3, 1, 0), None, capacity=1))
+    state = jax.tree.map(jnp.asarray, begin())
+    first, _ = call(state, np.array([1, 2, 3], "float32"), None, Schedule(), 1)
+    second, _ = call(state, np.array([1, 2, 3], "float32"), None, Schedule(), 1)
+    assert float(first.trainable_variables[0]) == float(second.trainable_variables[0]) == 6
+
+
+def test_op_by_op_rounds_as_eager_code_does():
+    def scaled(x):
+        return (x * np.float32(1.4142135)) * np.float32(0.05)
+
+    x = RNG.normal(size=1000).astype("float32")
+    eager = np.asarray(scaled(jnp.asarray(x)))
+    np.testing.assert_array_equal(jax.jit(engine.op_by_op(scaled))(x), eager)
+    assert not np.array_equal(jax.jit(scaled)(x), eager), "XLA no longer merges the factors: op_by_op may go"
+
+
+SPECS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CHWN", "IHWO", "HWNC"), ("NWHC", "HWOI", "CNHW")]
+
+
+@pytest.mark.parametrize(("spec", "groups"), list(itertools.product(SPECS, [1, 2])))
+def test_canonical_convolution_is_the_same_convolution(spec, groups):
+    sizes = {"N": 3, "H": 6, "W": 5, "C": 4}
+    kernel_sizes = {"H": 3, "W": 2, "I": 4 // groups, "O": 6}
+    lhs = RNG.normal(size=[sizes[axis] for axis in spec[0]]).astype("float32")
+    rhs = RNG.normal(size=[kernel_sizes[axis] for axis in spec[1]]).astype("float32")
+
+    def convolve(lhs, rhs):
+        # Window sizes go by the order of the spatial axes in the left operand.
+        return lax.conv_general_dilated(lhs, rhs, (1, 2), "SAME", dimension_numbers=spec, feature_group_count=groups)
+
+    ours = engine.canonical_convolutions(lambda *args: jax.jit(convolve)(*args) * 2)(lhs, rhs)
+    np.testing.assert_allclose(ours, 2 * convolve(lhs, rhs), rtol=1e-5, atol=1e-5)
+
+
+def test_kernel_gradient_in_a_loop_is_that_outside_bit_for_bit():
+    images = RNG.normal(size=(16, 8, 8, 1)).astype("float32")
+    kernel = RNG.normal(size=(3, 3, 1, 3)).astype("float32")
+
+    def loss(kernel, images):
+        return (lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=SPECS[0]) ** 2).sum()
+
+    outside = jax.jit(jax.grad(loss))(kernel, images)
+    gradient = engine.canonical_convolutions(jax.grad(loss))
+    inside = jax.jit(lambda k, x, n: lax.fori_loop(0, n, lambda _, g: gradient(k, x), jnp.zeros_like(k)))
+    np.testing.assert_array_equal(inside(kernel, images, 1), outside)
+
+
+def test_pace_follows_the_clock():
+    pace = Pace()
+    assert pace.epochs(remaining=100, capacity=50) == 1
+    pace.record(epochs=1, seconds=0.001)
+    assert pace.epochs(remaining=1000, capacity=5000, seconds=0.1) == 100
+    assert pace.epochs(remaining=30, capacity=5000, seconds=0.1) == 30
+    assert pace.epochs(remaining=1000, capacity=7, seconds=0.1) == 7
+    pace.record(epochs=1, seconds=60.0)
+    assert pace.epochs(remaining=1000, capacity=5000) == 1
+
+
+def test_capacity_is_bounded_by_epochs_and_bytes():
+    assert engine.capacity(0) == engine.capacity(4) == engine.MAX_EPOCHS
+    assert engine.capacity(engine.MAX_ROW_BYTES // 3) == 3
+    assert engine.capacity(10 * engine.MAX_ROW_BYTES) == 1
