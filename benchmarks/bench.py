@@ -73,7 +73,7 @@ class Timing(NamedTuple):
     case: str
     contender: str
     epochs_timed: str
-    ms_per_epoch_and_network: str
+    microseconds_per_epoch_and_network: str
     lowest_to_highest: str = "–"
     networks_per_second: str = "–"
     last_loss_of_seed_0: str = "–"
@@ -88,11 +88,14 @@ def say(text: str) -> None:
 class Process:
     """A fresh Python with a cache folder of its own; what it sends is waited for with signs of life."""
 
-    def __init__(self, label: str, target: Callable, *arguments: Any, backend: str = "jax", cache: str = "") -> None:
+    def __init__(self, label: str, target: Callable, *arguments: Any, needs: str = "jax", cache: str = "") -> None:
         self.label = label
         self.pipe, theirs = SPAWN.Pipe()
+        backend = "tensorflow" if needs == "tensorflow" else "jax"
         os.environ |= {"KERAS_BACKEND": backend, "KOHORT_CACHE_DIR": cache or tempfile.mkdtemp()}
-        self.process = SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
+        os.environ |= {"JAX_COMPILATION_CACHE_DIR": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        hidden = {"tensorflow", "torch"} - {needs}
+        self.process = SPAWN.Process(target=contenders.begin, args=(hidden, target, theirs, *arguments), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -104,7 +107,10 @@ class Process:
             if waited > LIMIT_SECONDS:
                 raise TimeoutError
             say(f"{self.label}: {waited:.0f} s")
-        return self.pipe.recv()
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            raise SystemExit(f"bench: {self.label} ended early; its own message stands above.") from None
 
     def close(self) -> None:
         """Ends the process, whatever it does."""
@@ -116,32 +122,33 @@ class Process:
 
 
 class Contender(NamedTuple):
-    """Who takes part: the function that makes it, and the options of which it uses the fastest."""
+    """Who takes part: the function that makes it, and the option that is tried, of whose values it uses the fastest."""
 
     name: str
     make: Callable
-    options: list
+    option: str = ""
+    values: tuple = (None,)
     needs: str = "jax"
     is_slow: bool = False
 
 
 OURS = [
-    Contender("kohort.fit", contenders.kohort_fit, [None]),
-    Contender("Cohort.fit", contenders.cohort_fit, [False]),
-    Contender("Cohort.fit, exact=True", contenders.cohort_fit, [True]),
+    Contender("kohort.fit", contenders.kohort_fit),
+    Contender("Cohort.fit", contenders.cohort_fit, values=(False,)),
+    Contender("Cohort.fit, exact=True", contenders.cohort_fit, values=(True,)),
 ]
 
 
 def rivals(problem: Problem) -> list[Contender]:
     """Returns those that kohort is compared with."""
-    steps = problem.steps_per_execution
-    on_jax = Contender("model.fit on JAX", contenders.keras_fit, [1])
+    single = Contender("model.fit on JAX", contenders.keras_fit, values=(1,))
+    several = single._replace(option="steps_per_execution", values=problem.steps_per_execution)
     return [
-        on_jax,
-        *([on_jax._replace(name="model.fit on JAX, steps_per_execution", options=steps)] if len(steps) > 1 else []),
-        Contender("clone_model, compile, model.fit on JAX", contenders.keras_loop, [None]),
-        Contender("model.fit on TensorFlow, steps_per_execution", contenders.keras_fit, steps, "tensorflow", True),
-        Contender("PyTorch loop, threads", contenders.torch_loop, [1, 2], "torch"),
+        single,
+        *([several] if len(several.values) > 1 else []),
+        Contender("clone_model, compile, model.fit on JAX", contenders.keras_loop),
+        several._replace(name="model.fit on TensorFlow", needs="tensorflow", is_slow=True),
+        Contender("PyTorch loop", contenders.torch_loop, "threads", (1, 2), needs="torch"),
     ]
 
 
@@ -149,17 +156,17 @@ class Runner:
     """A contender at work on a problem: its process and the fits of its turns, or why there are none."""
 
     def __init__(self, contender: Contender, problem: Problem, settings: Settings) -> None:
-        self.name, self.options, self.best = contender.name, contender.options, None
+        self.contender, self.best = contender, contender.values[0]
         self.label = f"{problem.name}, {contender.name}"
         self.epochs = problem.slow_epochs if contender.is_slow else problem.epochs
+        self.is_loop = contender.make is contenders.keras_loop  # over seeds: compared with cohorts only
         self.members = problem.members if contender.make is contenders.cohort_fit else 1
         self.fits: list[Fit] = []
         self.is_installed = importlib.util.find_spec(contender.needs) is not None
         self.why_not = "" if self.is_installed else "not installed"
         if self.is_installed:
-            arguments = (contender.make, problem, contender.options, self.epochs, settings.turn_seconds)
-            backend = "tensorflow" if contender.needs == "tensorflow" else "jax"
-            self.process = Process(self.label, contenders.take_turns, *arguments, backend=backend)
+            arguments = (contender.make, problem, contender.values, self.epochs, settings.turn_seconds)
+            self.process = Process(self.label, contenders.take_turns, *arguments, needs=contender.needs)
             self.best = self._receive()
 
     def _receive(self) -> Any:
@@ -183,52 +190,48 @@ class Runner:
         """Returns the seconds per epoch and network of each turn."""
         return [fit.seconds / self.epochs / self.members for fit in self.fits]
 
-    def shown(self) -> str:
-        """Returns its name with the option that was the fastest."""
-        return (
-            self.name if self.best is None or len(self.options) == 1 else f"{self.name} {self.best} (of {self.options})"
-        )
+    def name(self) -> str:
+        """Returns its name, with the value that was the fastest."""
+        name, _, option, values = self.contender[:4]
+        tried = ", ".join(map(str, values))
+        return f"{name}, {option} {self.best} (best of {tried})" if len(values) > 1 else name
 
 
 def race(problem: Problem, settings: Settings) -> tuple[list[Row], list[Timing]]:
     """Lets all contenders of a problem take turns."""
     us, them = ([Runner(each, problem, settings) for each in group] for group in (OURS, rivals(problem)))
-    for number in range(settings.rounds):
-        say(f"{problem.name}: round {number + 1} of {settings.rounds}")
+    for nth in range(settings.rounds):
+        say(f"{problem.name}: round {nth + 1} of {settings.rounds}")
         for runner in us + them:
             runner.turn()
     for runner in us + them:
         if not runner.why_not:
             runner.process.close()
-    # Making and compiling a model anew for each seed is what a cohort spares, and no way to train a single one.
-    pairs = [(us[0], rival) for rival in them if "clone" not in rival.name] + [(a, b) for a in us[1:] for b in them]
-    rows = [ratio(problem, *pair) for pair in pairs if pair[1].is_installed]
+    pairs = [(one, other) for one in us for other in them if other.is_installed]
+    rows = [ratio(problem, one, other) for one, other in pairs if one.members > 1 or not other.is_loop]
     return rows, [timing(problem, runner) for runner in us + them]
 
 
 def ratio(problem: Problem, one: Runner, other: Runner) -> Row:
     """Returns how many times faster `one` is than `other`."""
-    least = LEAST_RATIO.get((problem, one.name, other.name))
-    names = case(problem, one.members), one.shown(), other.shown()
+    least = LEAST_RATIO.get((problem, one.name(), other.name()))
+    names = case(problem, one.members), one.name(), other.name()
     ratios = [b / a for a, b in zip(one.seconds(), other.seconds(), strict=False)]
     if not ratios:
         return Row(*names, one.why_not or other.why_not)
-    figures = f"{statistics.median(ratios):,.4g} times", spread(ratios)
-    if least is None:
-        return Row(*names, *figures)
-    return Row(*names, *figures, f"≥ {least:,} times", yes_or_no(statistics.median(ratios) >= least))
+    goal = ("–", "–") if least is None else (f"≥ {least:,} times", yes_or_no(statistics.median(ratios) >= least))
+    return Row(*names, f"{number(statistics.median(ratios))} times", spread(ratios), *goal)
 
 
 def timing(problem: Problem, runner: Runner) -> Timing:
     """Returns the times and losses of a contender."""
-    names = case(problem, runner.members), runner.shown(), f"{runner.epochs:,}"
+    names = case(problem, runner.members), runner.name(), f"{runner.epochs:,}"
     if not runner.fits:
         return Timing(*names, runner.why_not)
-    ms = [1000 * seconds for seconds in runner.seconds()]
-    per_second = 1000 / statistics.median(ms) / problem.epochs
-    first = runner.fits[0]
-    median = "–" if first.median_loss is None else f"{first.median_loss:.9g}"
-    return Timing(*names, f"{statistics.median(ms):.4g}", spread(ms), f"{per_second:,.4g}", f"{first.loss:.9g}", median)
+    microseconds = [1e6 * seconds for seconds in runner.seconds()]
+    middle, (_, loss, median_loss) = statistics.median(microseconds), runner.fits[0]
+    losses = f"{loss:.9g}", "–" if median_loss is None else f"{median_loss:.9g}"
+    return Timing(*names, number(middle), spread(microseconds), number(1e6 / middle / problem.epochs), *losses)
 
 
 def case(problem: Problem, members: int = 1) -> str:
@@ -237,11 +240,18 @@ def case(problem: Problem, members: int = 1) -> str:
     return f"{problem.name} {problem.network}, {problem.epochs:,} epochs, batch {problem.batch_size}, {seeds}"
 
 
+def number(value: float) -> str:
+    """Writes a number with at least three digits, and no exponent where it is large."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def spread(values: list[float]) -> str:
-    return f"{min(values):,.4g} – {max(values):,.4g}"
+    """Writes the lowest and the highest."""
+    return f"{number(min(values))} – {number(max(values))}"
 
 
 def yes_or_no(claim: bool) -> str:
+    """Writes whether a figure was reached."""
     return "yes" if claim else "**no**"
 
 
@@ -260,20 +270,21 @@ def starts(problem: Problem, settings: Settings) -> Iterator[Row]:
             process = Process(label, contenders.first_fit, name, problem, cache=caches[name])
             measured[name, nth].append(process.receive())
             say(f"{label}: {measured[name, nth][-1][1]:.3g} s beyond imports")
+            process.close()
     for (name, nth), seconds in measured.items():
         yield start_row(problem, name, nth, seconds)
 
 
 def start_row(problem: Problem, name: str, nth: str, seconds: list[tuple]) -> Row:
     """Returns what a new process took beyond importing JAX and Keras."""
-    imports, beyond, fits = ([*part] for part in zip(*seconds, strict=True))
-    median = statistics.median(beyond)
+    imports, beyond, fit, compiling = (statistics.median(part) for part in zip(*seconds, strict=True))
     names = case(problem, problem.members if name == "Cohort.fit" else 1), f"a new process, {name}{nth}"
-    against = f"nothing: seconds beyond the {statistics.median(imports):.3g} of importing jax and keras"
-    row = Row(*names, against, f"{median:.3g} s, of it fit {statistics.median(fits):.3g} s", f"{spread(beyond)} s")
+    against = f"– (beyond the {number(imports)} s of importing jax and keras)"
+    figure = f"{number(beyond)} s, of it fit {number(fit)} s, of it XLA {number(compiling)} s"
+    row = Row(*names, against, figure, f"{spread([each[1] for each in seconds])} s")
     if (problem, name, nth) != (XOR, "kohort.fit", ", second start"):
         return row
-    return row._replace(must_reach=f"≤ {MOST_START_SECONDS} s", reached=yes_or_no(median <= MOST_START_SECONDS))
+    return row._replace(must_reach=f"≤ {MOST_START_SECONDS} s", reached=yes_or_no(beyond <= MOST_START_SECONDS))
 
 
 def compilation_rows(problem: Problem) -> Iterator[Row]:
@@ -282,8 +293,8 @@ def compilation_rows(problem: Problem) -> Iterator[Row]:
     for name, other, count in process.receive():
         say(f"{problem.name}, {name}, {other or 'first fit'}: {count} compilations")
         names = case(problem, problem.members if name == "Cohort.fit" else 1), f"{name}, {other or 'first fit'}"
-        goal = ("0", yes_or_no(count == 0)) if other else ("–", "–")
-        yield Row(*names, "nothing: XLA compilations", str(count), "–", *goal)
+        goal = ("0 XLA compilations", yes_or_no(count == 0)) if other else ("–", "–")
+        yield Row(*names, "–", f"{count} XLA compilations", "–", *goal)
 
 
 def memory_rows(problem: Problem, settings: Settings) -> Iterator[Row]:
@@ -341,11 +352,13 @@ Written by `{command}` on {date}. {versions}; load {load:.2f} at the start.
 
 {quick}{cases}
 
-Each contender has a process of its own and is warm (compiled, trained once before it is timed); they take turns,
-{rounds} rounds. A ratio is formed within each round: the tables have the median, the lowest and the highest. Networks per
-second are trainings to the epochs of the case; where fewer epochs were timed, the time counts per epoch. `Cohort.fit` is
-timed with the initialisation of its members, `model.fit` without; `clone_model, compile, model.fit` is the loop over seeds
-that a user would write, its compilations included. Compile time stands apart, as first fits in new processes.
+Each contender has a process of its own, which sees TensorFlow and PyTorch only if it is theirs, and is warm (compiled,
+trained once before it is timed); they take turns, {rounds} rounds. A ratio is formed within each round: the tables have
+the median, the lowest and the highest. Networks per second are trainings to the epochs of the case; where fewer epochs
+were timed, the time counts per epoch. `Cohort.fit` is timed with the initialisation of its members, `model.fit`
+without; `clone_model, compile, model.fit` is the loop over seeds that a user would write, its compilations included.
+First fits, with what XLA takes to compile (or to load what an earlier process compiled), are those in new processes:
+{starts} of each, the median counts.
 """
 
 
@@ -359,6 +372,7 @@ def report(rows: list[Row], timings: list[Timing], settings: Settings, load: flo
         quick="**Quick run: tiny cases, figures without meaning.** " if settings is QUICK else "",
         cases="\n".join(f"- {problem.name}: {problem.title}" for problem in settings.problems),
         rounds=settings.rounds,
+        starts=settings.starts,
     )
     return f"{head}\n## Figures\n\n{table(rows)}\n## Times and losses\n\n{table(timings)}".rstrip() + "\n"
 

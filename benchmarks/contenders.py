@@ -8,8 +8,10 @@ import functools
 import itertools
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ class Problem(NamedTuple):
     """Data, network and recipe that all contenders share."""
 
     name: str
-    title: str
+    title: str  # what the file says of it
     rows: int
     hidden: tuple[int, ...]
     output: str
@@ -36,21 +38,52 @@ class Problem(NamedTuple):
         return "-".join(map(str, (2, *self.hidden, 1)))
 
     @property
-    def steps_per_execution(self) -> list[int]:
+    def steps_per_execution(self) -> tuple[int, ...]:
         """1, 2, 4, ... and the steps of an epoch."""
         steps = -(-self.rows // self.batch_size)
-        return [*itertools.takewhile(lambda k: k < steps, (2**i for i in itertools.count())), steps]
+        return *itertools.takewhile(lambda k: k < steps, (2**i for i in itertools.count())), steps
 
 
 XOR = Problem(
-    name="xor", title="four rows; one hidden ReLU layer, linear output, RMSprop(1e-3), mean squared error", rows=4, hidden=(2,), output="linear", optimizer="rmsprop",
-    loss="mse", metrics=(), batch_size=4, epochs=3000, slow_epochs=100, members=1000,
-)  # fmt: skip
+    name="xor",
+    title="4 points; one hidden ReLU layer, linear output, RMSprop(1e-3), mean squared error",
+    rows=4,
+    hidden=(2,),
+    output="linear",
+    optimizer="rmsprop",
+    loss="mse",
+    metrics=(),
+    batch_size=4,
+    epochs=3000,
+    slow_epochs=100,
+    members=1000,
+)
 MOONS = Problem(
-    name="moons", title="400 points, noise 0.1; two hidden ReLU layers, sigmoid output, Adam(1e-3), binary cross-entropy, accuracy",
-    rows=400, hidden=(32, 32), output="sigmoid", optimizer="adam", loss="binary_crossentropy", metrics=("accuracy",),
-    batch_size=32, epochs=100, slow_epochs=20, members=64,
-)  # fmt: skip
+    name="moons",
+    title="400 points, noise 0.1; two hidden ReLU layers, sigmoid output, Adam(1e-3), binary cross-entropy, accuracy",
+    rows=400,
+    hidden=(32, 32),
+    output="sigmoid",
+    optimizer="adam",
+    loss="binary_crossentropy",
+    metrics=("accuracy",),
+    batch_size=32,
+    epochs=100,
+    slow_epochs=20,
+    members=64,
+)
+
+
+def begin(hidden: set[str], target: Callable, *arguments: Any) -> None:
+    """Runs `target` as if what is `hidden` were not installed: Keras imports TensorFlow wherever it finds it."""
+
+    class Finder(PathFinder):
+        @classmethod
+        def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+            return None if name in hidden else super().find_spec(name, path, target)
+
+    sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+    target(*arguments)
 
 
 def data(problem: Problem) -> tuple:
@@ -58,7 +91,7 @@ def data(problem: Problem) -> tuple:
     import numpy as np
 
     if problem.name == "xor":
-        x, y = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), np.array([0, 1, 1, 0])
+        x, y = np.array([[1, 0], [0, 1], [1, 1], [0, 0]]), np.array([1, 1, 0, 0])
     else:
         from sklearn.datasets import make_moons
 
@@ -218,7 +251,7 @@ def torch_network(problem: Problem) -> tuple:
     return model, torch.optim.Adam(model.parameters(), 1e-3, eps=1e-7)
 
 
-def take_turns(pipe: Any, make: Callable, problem: Problem, options: list, epochs: int, turn_seconds: float) -> None:
+def take_turns(pipe: Any, make: Callable, problem: Problem, options: tuple, epochs: int, turn_seconds: float) -> None:
     """Warms up, sends the fastest option, then answers each request with a turn's median time."""
     best = fastest(make, problem, options, max(1, epochs // 10))
     once = make(problem, best)
@@ -232,7 +265,7 @@ def take_turns(pipe: Any, make: Callable, problem: Problem, options: list, epoch
         pipe.send(fits[0]._replace(seconds=statistics.median(fit.seconds for fit in fits)))
 
 
-def fastest(make: Callable, problem: Problem, options: list, epochs: int) -> Any:
+def fastest(make: Callable, problem: Problem, options: tuple, epochs: int) -> Any:
     """Returns the option with which a warm fit of some epochs takes the least time."""
     if len(options) == 1:
         return options[0]
@@ -248,50 +281,61 @@ def fastest(make: Callable, problem: Problem, options: list, epochs: int) -> Any
 
 
 def first_fit(pipe: Any, name: str, problem: Problem) -> None:
-    """Sends the seconds of importing JAX and Keras, of all that comes after, and of the first fit in it."""
+    """Sends the seconds of importing JAX and Keras, of all that comes after, of the fit in it, of compiling in that."""
     before = time.perf_counter()
-    import jax  # noqa: F401
+    import jax
     import keras
 
     imported = time.perf_counter()
     x, y = data(problem)
+    compiling = listen_to_compilations(jax.monitoring)
     ready = time.perf_counter()
-    if name != "model.fit":
+    if name != "model.fit on JAX":
         import kohort
     model = compiled(problem)
     built = time.perf_counter()
+    compiling.clear()
     if name == "Cohort.fit":
         fit = kohort.Cohort(model, problem.members).fit
     else:
         fit = functools.partial(kohort.fit if name == "kohort.fit" else keras.Model.fit, model)
     fit(x, y, batch_size=problem.batch_size, epochs=problem.epochs, verbose=0)
     end = time.perf_counter()
-    pipe.send((imported - before, end - ready, end - built))
+    pipe.send((imported - before, end - ready, end - built, sum(compiling)))
 
 
 def compilations(pipe: Any, problem: Problem) -> None:
     """Sends how many programs XLA compiled in each of several fits, as (who, what is other than before, count)."""
-    import jax.monitoring
+    import jax
 
     import kohort
 
-    events = []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
+    events = listen_to_compilations(jax.monitoring)
     x, y = data(problem)
-    model, n, epochs = compiled(problem), problem.members, problem.epochs
-
-    counts = []
+    model, n, epochs, counts = compiled(problem), problem.members, problem.epochs, []
 
     def count(who: str, other: str, fit: Callable, x: Any, epochs: int) -> None:
         events.clear()
         fit(x, y, batch_size=problem.batch_size, epochs=epochs, verbose=0)
-        counts.append((who, other, sum("backend_compile" in event for event in events)))
+        counts.append((who, other, len(events)))
 
     for other, values, more in ("", x, 0), ("other epochs", x, epochs // 2), ("other data", 1 - x, 0):
         count("kohort.fit", other, functools.partial(kohort.fit, model), values, epochs + more)
         count("Cohort.fit", other, kohort.Cohort(model, n).fit, values, epochs + more)
     count("Cohort.fit", "other seeds", kohort.Cohort(model, range(n, 2 * n)).fit, x, epochs)
     pipe.send(counts)
+
+
+def listen_to_compilations(monitoring: Any) -> list[float]:
+    """Returns a list that grows by the seconds of each compilation (or loading of a compiled program) by XLA."""
+    seconds = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    return seconds
 
 
 def memory(pipe: Any, problem: Problem, refits: int) -> None:

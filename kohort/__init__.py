@@ -15,11 +15,11 @@ if keras.backend.backend() != "jax":
         'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
     )
 
-from kohort import data, plot
+from kohort import data, history, plot
 from kohort.cohort import Cohort
 from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
 from kohort.fit import FallBackWarning, fit
 
-__all__ = ["Cohort", "FallBackWarning", "data", "fit", "plot"]
+__all__ = ["Cohort", "FallBackWarning", "data", "fit", "history", "plot"]
 
 _keep_programs_on_disk()

@@ -83,7 +83,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 def _check_fraction(fraction: Any) -> None:
     is_number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
-    if not is_number or not 0 <= fraction < 1:
+    if not is_number or not 0 <= float(fraction) < 1:
         error = ValueError if is_number else TypeError
         raise error(
             "`validation_split` must be a number from 0 up to, but not including, 1. "
@@ -111,7 +111,7 @@ def _check_class_weights(class_weight: Any) -> None:
         )
     for number, weight in class_weight.items():
         is_class = isinstance(number, numbers.Real) and number == math.floor(number)
-        if not is_class or not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
+        if not is_class or not isinstance(weight, numbers.Real) or not 0 <= float(weight) < math.inf:
             raise ValueError(
                 "`class_weight` must map class numbers (integers) to finite weights of at least 0. "
                 f"Received: class_weight[{number!r}]={weight!r}. Pass for example {{0: 1.0, 1: 2.5}}."
@@ -175,7 +175,12 @@ def _named(name: str, structure: Any) -> list[tuple[str, Any]]:
 
 
 def _array(leaf: Any) -> np.ndarray:
-    return leaf.to_numpy() if hasattr(leaf, "iloc") else np.asarray(leaf)
+    if not hasattr(leaf, "iloc"):
+        return np.asarray(leaf)
+    values, floatx = leaf.to_numpy(), keras.config.floatx()
+    if values.dtype == object and any("float" in dtype and dtype != floatx for dtype in _dtypes(leaf)):
+        return leaf.astype(floatx).to_numpy()  # as Keras converts a table of mixed types, then and only then
+    return values
 
 
 def _dtypes(leaf: Any) -> set[str]:

@@ -88,6 +88,7 @@ class Cohort:
         batch_size: int | None = None,
         epochs: int = 1,
         verbose: str | int = "auto",
+        *,
         validation_split: float = 0.0,
         validation_data: Any = None,
         shuffle: bool | str = True,
@@ -339,8 +340,29 @@ class Cohort:
         history = self._need_training("success_rate").history
         return success_rate(solved(history, criterion, bounds, self._directions(bounds)), confidence)
 
+    def direction(self, metric: str) -> str | None:
+        """Says in which direction a metric gets better, as Keras knows it.
+
+        Args:
+            metric: A metric of the history, such as "val_loss".
+
+        Returns:
+            "down" for losses, "up" or "down" for metrics that tell, None for those that do not.
+
+        Example:
+            >>> import keras, kohort
+            >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+            >>> model.compile(loss="mse")
+            >>> kohort.Cohort(model, seeds=8).direction("val_loss")
+            'down'
+
+        Source:
+            What `keras.callbacks.EarlyStopping(mode="auto")` goes by.
+        """
+        return keras_internals.metric_direction(self._template.network, metric)
+
     def _directions(self, metrics: Iterable[str]) -> dict[str, str | None]:
-        return {name: keras_internals.metric_direction(self._template.network, name) for name in metrics}
+        return {name: self.direction(name) for name in metrics}
 
     def _need_training(self, asked: str) -> Trained:
         if self._members.trained is None:
@@ -354,7 +376,7 @@ class Cohort:
 def check_seeds(seeds: Any) -> tuple[int, ...]:
     """Returns the seeds as a tuple of ints, or raises."""
     if isinstance(seeds, numbers.Integral) and not isinstance(seeds, bool):
-        if not 1 <= seeds <= MOST_MEMBERS:
+        if not 1 <= int(seeds) <= MOST_MEMBERS:
             raise ValueError(
                 f"`seeds` must be a number of members from 1 to {MOST_MEMBERS}, or the seeds themselves. "
                 f"Received: seeds={seeds!r}. Pass for example seeds=1000 for the seeds 0 to 999, or seeds=[3, 17]."
@@ -418,6 +440,12 @@ def _check_cloneable(model: keras.Model) -> None:
 
 
 def _warn_of_fixed_seeds(model: keras.Model) -> None:
+    for part in keras_internals.without_configuration(model):
+        raise ValueError(
+            "`model` must be compiled with parts that can be copied: each member has its own. "
+            f"Received: {type(part).__name__}, which has an `__init__` of its own but no `get_config`. "
+            "Add a `get_config` that returns all arguments of `__init__`."
+        )
     fixed = keras_internals.fixed_seed_layers(model)
     if fixed:
         warnings.warn(

@@ -285,10 +285,11 @@ class BatchOrder:
     @property
     def row_bytes(self) -> int:
         """Bytes of row numbers that one epoch of one member carries."""
-        return self.cut.rows * np.min_scalar_type(self.cut.rows).itemsize if self._carries_rows else 0
+        return self.cut.rows * np.min_scalar_type(self.cut.rows).itemsize if self.carries_rows else 0
 
     @property
-    def _carries_rows(self) -> bool:
+    def carries_rows(self) -> bool:
+        """Whether the order has to be told: it is not simply that of the data."""
         return bool(self.shuffle) or not self.is_plain
 
     def read_a_batch(self, generator: Any = np.random) -> None:
@@ -309,7 +310,7 @@ class BatchOrder:
             capacity: Length of the arrays' epoch axis.
             generator: Where a plain order is drawn from; Keras's iterator always draws from `np.random`.
         """
-        if not self._carries_rows:
+        if not self.carries_rows:
             return Schedule()
         rows = np.zeros((capacity, self.cut.rows), np.min_scalar_type(self.cut.rows))
         if self.is_plain:

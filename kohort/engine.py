@@ -8,6 +8,7 @@ one program that holds the whole loop over epochs and batches has none.
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,26 +76,43 @@ def take(samples: Any, rows: Any) -> Any:
     return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
 
 
-def run_batches(
-    step: Callable, carry: Any, cut: Cut, once: Any, rows: Any, full: Any = None, partial: Any = None
-) -> Any:
-    """Applies `carry = step(carry, rows)` to the batches of one pass, in order.
+class Unknown(NamedTuple):
+    """Values that XLA cannot know: with them it must compile a step as if it stood alone, and so rounds as Keras does.
 
-    Each kind of batch has a loop of its own, also where it comes only once: XLA chooses kernels and merges operations
-    across all that it sees in one computation, which changes last bits. It does not look across the border of a loop
-    whose length it cannot know, and `once` is a 1 that it does not know.
+    XLA chooses kernels and merges operations across all that it sees in one computation, which changes last bits. It
+    does not look across the border of a loop whose length it cannot know: `one` is such a length. And a loop that
+    touches less than a kilobyte becomes one piece of machine code, which rounds otherwise, too: reading the `zeros` in
+    each step is the ballast against that, some 50 nanoseconds.
     """
 
-    def body(i: Any, carry: Any) -> Any:
-        return step(carry, lax.dynamic_slice_in_dim(rows, i * cut.batch_size, cut.batch_size))
+    one: Any
+    zeros: Any
 
-    def last(_: Any, carry: Any) -> Any:
-        return step(carry, rows[cut.full * cut.batch_size :])
+    @classmethod
+    def of(cls, count: Any) -> "Unknown":
+        """Makes them from a traced count of at least 1."""
+        one = jnp.where(count > 0, 1, 2)  # not min(count, 1): a loop of at most one round is no loop to XLA
+        return cls(one, lax.optimization_barrier(jnp.arange(512) * (one - 1)))
+
+
+def run_batches(
+    step: Callable, carry: Any, cut: Cut, unknown: Unknown, rows: Any, full: Any = None, partial: Any = None
+) -> Any:
+    """Applies `carry = step(carry, rows)` to the batches of one pass, each kind of batch in a loop of its own."""
+
+    def slice_of(rows: Any, i: Any, start: Any, size: int) -> Any:
+        return lax.dynamic_slice_in_dim(rows, start + jnp.max(unknown.zeros * i), size)
+
+    def body(i: Any, carry: Any) -> Any:
+        return step(carry, slice_of(rows, i, i * cut.batch_size, cut.batch_size))
+
+    def last(i: Any, carry: Any) -> Any:
+        return step(carry, slice_of(rows, i, cut.full * cut.batch_size, cut.partial))
 
     if cut.full:
-        carry = lax.fori_loop(0, once * cut.full if full is None else full, body, carry)
+        carry = lax.fori_loop(0, unknown.one * cut.full if full is None else full, body, carry)
     if cut.partial:
-        carry = lax.fori_loop(0, once if partial is None else partial, last, carry)
+        carry = lax.fori_loop(0, unknown.one if partial is None else partial, last, carry)
     return carry
 
 
@@ -104,7 +122,7 @@ def run_pass(
     state: State,
     samples: Any,
     cut: Cut,
-    once: Any,
+    unknown: Unknown,
     rows: Any = None,
     full: Any = None,
     partial: Any = None,
@@ -118,7 +136,7 @@ def run_pass(
 
     batch = take(samples, rows[: cut.batch_size if cut.full else cut.partial])
     no_logs, _ = zeros_like_result(step, state, batch)
-    logs, state = run_batches(one, (no_logs, state), cut, once, rows, full, partial)
+    logs, state = run_batches(one, (no_logs, state), cut, unknown, rows, full, partial)
     return state, op_by_op(functions.results)(state, logs)
 
 
@@ -129,18 +147,18 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
     on, and where an epoch did not validate, they hold zeros.
     """
 
-    def train(state: State, samples: Any, schedule: Schedule, e: Any, once: Any) -> tuple:
+    def train(state: State, samples: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
         of_epoch = [None if part is None else part[e] for part in schedule[:3]]
-        return run_pass(functions, functions.train_step, state, samples, cut, once, *of_epoch)
+        return run_pass(functions, functions.train_step, state, samples, cut, unknown, *of_epoch)
 
-    def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, once: Any) -> tuple:
-        state, logs = train(state, samples, schedule, e, once)
+    def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
+        state, logs = train(state, samples, schedule, e, unknown)
         if validation_cut is None:
             return state, (logs, {})
         pass_cut = validation_cut
 
         def validate(state: State) -> tuple:
-            return run_pass(functions, functions.test_step, state, validation, pass_cut, once)
+            return run_pass(functions, functions.test_step, state, validation, pass_cut, unknown)
 
         def skip(state: State) -> tuple:
             return state, zeros_like_result(validate, state)[1]
@@ -152,12 +170,12 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
         return state, (logs, val_logs)
 
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
-        once = jnp.minimum(count, 1)
-        _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0, once)
+        unknown = Unknown.of(count)
+        _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0, unknown)
         history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
 
         def body(e: Any, carry: tuple) -> tuple:
-            state, logs = one_epoch(carry[0], samples, validation, schedule, e, once)
+            state, logs = one_epoch(carry[0], samples, validation, schedule, e, unknown)
             return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
 
         return lax.fori_loop(0, count, body, (state, history))
@@ -174,7 +192,7 @@ def evaluate_program(functions: Functions, cut: Cut) -> Callable:
     """Returns `run(state, samples)`: the logs of one pass of `test_step` for one member."""
 
     def run(state: State, samples: Any) -> dict:
-        return run_pass(functions, functions.test_step, state, samples, cut, 1)[1]
+        return run_pass(functions, functions.test_step, state, samples, cut, Unknown.of(1))[1]
 
     return run
 
@@ -241,11 +259,20 @@ def op_by_op(function: Callable) -> Callable:
     """
 
     def plain(output: Any) -> Any:
-        is_matrix = output.ndim > 1 and not jax.dtypes.issubdtype(output.dtype, jax.dtypes.extended)
+        is_matrix = output.ndim > 1 and not jnp.issubdtype(output.dtype, jax.dtypes.extended)
         return with_layout_constraint(output, Layout(tuple(range(output.ndim)))) if is_matrix else output
 
-    def apply(_: Any, as_traced: Callable, inputs: list) -> list:
+    def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
+        inner = equation.params.get("jaxpr")
+        if equation.primitive.name in ("jit", "pjit") and len(inputs) < len(equation.invars):
+            # Run eagerly, a jitted function takes numbers as arguments; here they would be constants to XLA.
+            given = iter(inputs)
+            arguments = [behind(v) if isinstance(v, Literal) else next(given) for v in equation.invars]
+            return lax.optimization_barrier([plain(output) for output in jaxpr_as_fun(inner)(*arguments)])
         return lax.optimization_barrier([plain(output) for output in as_traced(*inputs)])
+
+    def behind(literal: Any) -> Any:
+        return lax.optimization_barrier(jnp.asarray(literal.val, literal.aval.dtype))
 
     return interpreted(function, apply)
 
@@ -351,21 +378,29 @@ def keep_programs_on_disk() -> None:
     The folder is `KOHORT_CACHE_DIR` (empty: keep nothing), by default `kohort` in the user's cache folder. A cache that
     is set up already, by `JAX_COMPILATION_CACHE_DIR` or in `jax.config`, stays as it is.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kohort"
-    folder = os.environ.get("KOHORT_CACHE_DIR", str(default))
-    if not folder or getattr(jax.config, "jax_compilation_cache_dir", None):
+    if os.environ.get("KOHORT_CACHE_DIR") == "" or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
-    own = Path(folder) / f"programs-{_processor()}"
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        own = Path(os.environ.get("KOHORT_CACHE_DIR") or cache / "kohort") / f"programs-{_processor()}"
         own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = own.stat()
-    except OSError:
-        return  # a read-only home, say: then every process compiles anew
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o077):
+        is_private = _is_private(own)
+    except (OSError, RuntimeError):
+        return  # no home, or one that is read-only: then every process compiles anew
+    if not is_private:
         return  # programs that somebody else could have put there are not run
     jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _is_private(folder: Path) -> bool:
+    """Says whether nobody but this user can put a file into the folder, or another folder in its place."""
+    own, parent = folder.lstat(), folder.parent.stat()
+    if not hasattr(os, "getuid"):
+        return True
+    is_own = stat.S_ISDIR(own.st_mode) and own.st_uid == os.getuid() and not own.st_mode & 0o077
+    return is_own and (not parent.st_mode & 0o022 or bool(parent.st_mode & stat.S_ISVTX))
 
 
 def _processor() -> str:

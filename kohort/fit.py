@@ -21,7 +21,7 @@ import numpy as np
 from kohort import engine, keras_internals
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.data import BatchOrder, Inputs, inputs
-from kohort.engine import Cut, Pace
+from kohort.engine import Cut, Pace, Schedule
 
 
 class FallBackWarning(UserWarning):
@@ -153,8 +153,10 @@ def check_model(model: Any) -> None:
 
 def check_callbacks(callbacks: Any) -> None:
     """Raises unless these are callbacks of Keras."""
-    for callback in keras.tree.flatten(callbacks) if callbacks else []:
-        if not isinstance(callback, keras.callbacks.Callback | keras.callbacks.CallbackList):
+    if callbacks is None or isinstance(callbacks, keras.callbacks.CallbackList):
+        return
+    for callback in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
+        if not isinstance(callback, keras.callbacks.Callback):
             raise TypeError(
                 "`callbacks` must hold instances of keras.callbacks.Callback. "
                 f"Received: callbacks with {received('an element', callback)}. "
@@ -312,14 +314,18 @@ class _Run:
         epoch = keras_internals.first_epoch(model, self.recipe.initial_epoch)
         self.logs: dict = {}
         self.state = keras_internals.read_state(model)
-        try:
-            with held_interrupt() as interrupt:
-                while epoch < self.recipe.epochs and not model.stop_training and not interrupt:
+        with held_interrupt() as interrupt:
+            try:
+                while epoch < self.recipe.epochs and not interrupt:
                     epoch += self._call(epoch, interrupt)
-        finally:
-            keras_internals.write_state(model, self.state)
-            model.optimizer.finalize_variable_values(model.trainable_weights)
-        self.progress.finish()
+                    if model.stop_training:
+                        break
+            finally:
+                # With callbacks the model is up to date, also where one of them failed half-way.
+                if not self.has_callbacks:
+                    keras_internals.write_state(model, self.state)
+                model.optimizer.finalize_variable_values(model.trainable_weights)
+                self.progress.finish()
         self.callbacks.on_train_end(self.logs)
         return model.history
 
@@ -340,6 +346,7 @@ class _Run:
 
     def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
         """Runs one epoch between the callbacks, which see the model as it then is and may change it."""
+        self.model.reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
         self.state = keras_internals.read_state(self.model)
         if self._advance(epoch, 1, interrupt) is None:
@@ -355,6 +362,8 @@ class _Run:
         generator = np.random.get_state()
         validates = validation_epochs(self.data, self.recipe, range(epoch, epoch + count), self.capacity)
         schedule = self.order.draw(count, self.capacity)._replace(validates=validates)
+        if self.model.stop_training:
+            schedule = self._first_execution(schedule)
         start = time.perf_counter()
         finished = False
         try:
@@ -372,6 +381,14 @@ class _Run:
         columns, self.logs = log_columns(logs, validates, count)
         return columns
 
+    def _first_execution(self, schedule: Schedule) -> Schedule:
+        """Returns the first batch of the epoch only: as far as Keras goes when it is stopped before an epoch begins."""
+        cut, batches = self.data.cut, self.model.steps_per_execution
+        full = np.full(self.capacity, cut.full, np.int32) if schedule.full is None else schedule.full
+        partial = np.full(self.capacity, bool(cut.partial)) if schedule.partial is None else schedule.partial
+        partial = np.where(full < batches, partial, 0).astype(np.int32)
+        return schedule._replace(full=np.minimum(full, batches), partial=partial)
+
 
 def validation_epochs(data: Inputs, recipe: Recipe, epochs: range, capacity: int) -> np.ndarray | None:
     """Returns which epochs validate, padded to `capacity`, or None when all do or there is nothing to validate on."""
@@ -383,9 +400,9 @@ def validation_epochs(data: Inputs, recipe: Recipe, epochs: range, capacity: int
 
 
 def shapes_of(data: Inputs) -> tuple:
-    """Returns the shapes of all arrays of a fit: programs of other shapes have another pace."""
+    """Returns shapes and types of all arrays of a fit: programs for others have another pace."""
     batches = [samples.batch for samples in (data.training, data.validation) if samples is not None]
-    return tuple(leaf.shape for leaf in jax.tree.leaves(batches))
+    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batches))
 
 
 def log_columns(logs: Any, validates: np.ndarray | None, count: int) -> tuple[dict[str, list], dict]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Num
 
+__all__ = ["CohortHistory", "Outcome", "SuccessRate", "success_rate"]
+
 
 class Outcome(enum.StrEnum):
     """Why a member stopped training; the value is the message.
@@ -128,7 +130,8 @@ class CohortHistory(Mapping):
         if metric not in self.history:
             raise KeyError(
                 f"`metric` must be one of {', '.join(map(repr, self.history)) or '(none)'}. "
-                f"Received: metric={metric!r}. Metrics are named in `model.compile(metrics=...)`; those of validation begin with 'val_'."
+                f"Received: metric={metric!r}. "
+                "Metrics are named in `model.compile(metrics=...)`; those of validation begin with 'val_'."
             )
         return self.history[metric]
 
@@ -172,9 +175,10 @@ class CohortHistory(Mapping):
         values = self[metric]
         if not metric.startswith("val_"):
             return np.ones(values.shape[1], bool)
-        has_value = ~np.isnan(values).all(axis=tuple(i for i in range(values.ndim) if i != 1))
-        loss = self.history.get("loss")
-        return has_value if loss is None else has_value | ~np.isfinite(loss).any(axis=0)
+        recorded = np.any(~np.isnan(values), axis=tuple(i for i in range(values.ndim) if i != 1))
+        if "loss" in self.history:
+            recorded |= ~np.isfinite(self.history["loss"]).any(axis=0)
+        return recorded
 
     @property
     def outcome(self) -> np.ndarray:

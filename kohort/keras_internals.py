@@ -7,6 +7,7 @@ names it).
 
 import functools
 import random
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -126,13 +127,13 @@ def unbuilt_again_on_failure(model: keras.Model) -> Iterator[None]:
     """
     parts = (model._compile_metrics, model._compile_loss)
     unbuilt = [part for part in parts if part is not None and not part.built]
-    generator = np.random.get_state() if unbuilt else None
+    generator = np.random.get_state()
     is_done = False
     try:
         yield
         is_done = True
     finally:
-        if unbuilt and not is_done:
+        if not is_done:
             np.random.set_state(generator)
             for part in unbuilt:
                 part.built = False
@@ -219,7 +220,8 @@ def compile_marker(model: keras.Model) -> Any:
 def validates_at(epoch: int, validation_freq: int | list[int]) -> bool:
     """Says whether `model.fit` validates after `epoch` (counted from 0)."""
     no_model: Any = None  # the method looks at its arguments only
-    return keras.Model._should_eval(no_model, epoch, validation_freq)
+    frequency = [int(n) for n in validation_freq] if isinstance(validation_freq, list) else int(validation_freq)
+    return keras.Model._should_eval(no_model, epoch, frequency)
 
 
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:
@@ -271,16 +273,25 @@ def metric_direction(model: keras.Model, name: str) -> str | None:
 
 @contextmanager
 def default_seeds(draw: Callable[[], int]) -> Iterator[None]:
-    """Makes every default seed that Keras draws inside the block come from `draw`."""
+    """Makes every default seed that this thread's Keras draws inside the block come from `draw`."""
     modules: tuple[Any, ...] = (seed_generator, keras_backend.random)
-    originals = [module.make_default_seed for module in modules]
-    for module in modules:
-        module.make_default_seed = draw
-    try:
-        yield
-    finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.make_default_seed = original
+    thread = threading.get_ident()
+    with _seeds_are_replaced:  # one at a time, or the last to leave would restore what another had put there
+        originals = [module.make_default_seed for module in modules]
+
+        def make_default_seed() -> int:
+            return draw() if threading.get_ident() == thread else originals[0]()
+
+        for module in modules:
+            module.make_default_seed = make_default_seed
+        try:
+            yield
+        finally:
+            for module, original in zip(modules, originals, strict=True):
+                module.make_default_seed = original
+
+
+_seeds_are_replaced = threading.RLock()
 
 
 class TracedSeed(int):
@@ -330,13 +341,37 @@ def _holds_seed(config: Any) -> bool:
     return isinstance(config, list | tuple) and any(map(_holds_seed, config))
 
 
+def without_configuration(model: keras.Model) -> list[Any]:
+    """Returns the optimizers, schedules and metrics of the user's own classes that no copy can be made of.
+
+    A class that takes arguments of its own must tell them in its `get_config`.
+    """
+    parts = [part for value in model._compile_config.config.values() for part in tree.flatten(value)]
+    kinds = keras.optimizers.Optimizer | keras.metrics.Metric
+    copied = [part for part in parts if isinstance(part, kinds)]
+    rates = [getattr(part, "_learning_rate", None) for part in copied]
+    schedules = [rate for rate in rates if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)]
+    return [part for part in [*copied, *schedules] if _hides_arguments(type(part))]
+
+
+def _hides_arguments(kind: type) -> bool:
+    def place(method: str) -> int:
+        return next(i for i, base in enumerate(kind.__mro__) if method in vars(base))
+
+    return not kind.__module__.startswith("keras.") and place("__init__") < place("get_config")
+
+
 def compile_like(clone: keras.Model, model: keras.Model) -> None:
     """Compiles `clone` as `model` was, with an optimizer and metrics of its own."""
 
     def own(part: Any) -> Any:
-        if isinstance(part, keras.optimizers.Optimizer | keras.metrics.Metric):
-            return type(part).from_config(part.get_config())
-        return part
+        if not isinstance(part, keras.optimizers.Optimizer | keras.metrics.Metric):
+            return part
+        config = part.get_config()
+        rate = getattr(part, "_learning_rate", None)
+        if rate is not None and not isinstance(rate, keras.Variable):
+            config["learning_rate"] = rate  # a schedule or a function: it has no state, and may have no configuration
+        return type(part).from_config(config)
 
     options: dict[str, Any] = {**model._compile_config.config}
     own_options: dict[str, Any] = {name: tree.map_structure(own, value) for name, value in options.items()}

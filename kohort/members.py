@@ -109,10 +109,9 @@ class Rounds:
         others = members.seeds[1:] if not first.is_plain else ()
         self.orders = [first, *(BatchOrder(data.training.rows, recipe, steps) for _ in others)]
         self.capacity = engine.capacity(first.row_bytes * len(members.blocks[0]))
-        self.program = template.programs.epochs(
-            data.cut, data.validation_cut, self.capacity, members=not members.exact
-        )
-        self.pace: Pace = template.programs.pace(self.program, shapes_of(data), len(members.seeds))
+        self.program = template.programs.epochs(data.cut, data.validation_cut, self.capacity, members=not members.exact)
+        form = (first.carries_rows, recipe.validation_freq == 1)  # programs of another form are traced anew
+        self.pace: Pace = template.programs.pace(self.program, form, shapes_of(data), len(members.seeds))
         self.progress = Progress(recipe.epochs, verbose)
 
     def train(self) -> CohortHistory:
@@ -129,8 +128,8 @@ class Rounds:
                 trained = members.trained = further
                 epoch += count
                 self.progress.update(epoch - count, count, medians(trained.history))
+            self.progress.finish()
         members.trained = trained
-        self.progress.finish()
         return trained.history
 
     def _begin(self) -> Trained:

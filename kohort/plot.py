@@ -343,7 +343,7 @@ def wall(
     metric = by or ("loss" if "loss" in (cohort.history or {}) else None)
     values = None if metric is None else _logs(cohort, "by", metric).last(metric)[chosen]
     if by is not None and values is not None:
-        order = np.argsort(-values if _is_higher_better(by) else values, kind="stable")  # NaN last
+        order = np.argsort(-values if cohort.direction(by) == "up" else values, kind="stable")  # NaN last
         chosen, values = chosen[order], values[order]
     grid = _grid(x, y, xlim, ylim, grid_resolution)
     responses = _answers(cohort.predict, grid, 1, batch_size=max(1, ROWS_AT_ONCE // len(cohort.seeds)))[chosen]

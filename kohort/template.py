@@ -22,6 +22,12 @@ from kohort.engine import State
 from kohort.fit import Programs
 
 
+def generator_states() -> tuple:
+    """Returns the states of Python's and NumPy's global generators, to be compared."""
+    name, key, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), name, bytes(np.asarray(key)), *rest
+
+
 @contextmanager
 def preserved_generators() -> Iterator[None]:
     """Leaves Python's and NumPy's global generators as they were before the block."""
@@ -45,7 +51,15 @@ class Template:
             return self.draws
 
         with preserved_generators(), keras_internals.default_seeds(count):
+            before = generator_states()
             self.network = keras_internals.clone(model)
+            draws_elsewhere = generator_states() != before
+        if draws_elsewhere:
+            raise ValueError(
+                "`model` must draw its initial weights with Keras's initializers, so that each member draws its own. "
+                f"Received: model={model.name!r}, of which a layer draws from the generator of Python or NumPy. "
+                "Use `keras.initializers` or a `keras.random.SeedGenerator` in that layer."
+            )
         keras_internals.compile_like(self.network, model)
         self.programs = Programs(self.network)
         self._initial = jax.jit(jax.vmap(engine.op_by_op(self._begin)))
@@ -99,5 +113,3 @@ def template_of(model: keras.Model) -> Template:
     if known is None or known[0][0] is not marker or known[0][1:] != key:
         known = _templates[model] = ((marker, *key), Template(model))
     return known[1]
-
-

@@ -33,13 +33,19 @@ def functional():
 
 
 INITIALIZERS = ["truncated_normal", "he_normal", "lecun_uniform", "random_uniform", "orthogonal", "random_normal"]
+INITIALIZERS.append(keras.initializers.RandomUniform(-0.3, 0.7))
+
+
+# No bias before the normalisation: its gradient is zero but for rounding, which Adam would blow up.
+def normalised():
+    return [layers.Dense(8, use_bias=False), layers.BatchNormalization(), layers.Dropout(0.3)]
+
+
 MODELS = {
     "dense": (lambda: sequential((2,), layers.Dense(8, "relu"), layers.Dense(1, "sigmoid")), POINTS, SIGNS),
     "functional": (functional, POINTS, SIGNS),
     "batch-norm-dropout": (
-        lambda: sequential(
-            (2,), layers.Dense(8), layers.BatchNormalization(), layers.Dropout(0.3), layers.Dense(1, "sigmoid")
-        ),
+        lambda: sequential((2,), *normalised(), layers.Dense(1, "sigmoid")),
         POINTS,
         SIGNS,
     ),

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(3)
 
 
 def counting_functions():
-    """A network whose single weight adds up the samples it saw, times ten to the step: the order of the batches shows."""
+    """A network whose weight takes the sum of each batch as its next digit: the order of the batches shows."""
 
     def train_step(state, batch):
         weight, step = state.trainable_variables[0], state.optimizer_variables[0]

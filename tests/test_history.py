@@ -165,6 +165,12 @@ def test_when_all_diverged_the_last_value_is_nan():
     assert met(recorded=recorded, loss=0.9) == met(recorded=recorded, val_loss=0.9) == [False, False]
 
 
+def test_a_metric_of_training_was_recorded_in_every_epoch():
+    recorded = history(loss=np.ones((4, 3)), precision=np.array([[0.5, 0.5, NAN]] * 4))
+
+    assert np.isnan(recorded.last("precision")).all()
+
+
 def test_no_epochs():
     nothing = CohortHistory({}, seeds=[3, 8], epoch=[])
 

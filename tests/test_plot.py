@@ -47,6 +47,9 @@ class Cohort:
         self.calls += 1
         return np.stack([seed * x[:, :1] for seed in self.seeds])
 
+    def direction(self, metric):
+        return "down" if metric.endswith("loss") else "up"
+
 
 def recorded(seeds=(5, 2, 9), **metrics):
     values = {name: np.asarray(rows, float) for name, rows in metrics.items()}

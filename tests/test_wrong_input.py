@@ -321,7 +321,7 @@ def test_a_fit_with_callbacks_that_keras_runs_is_checked_too():
         kohort.fit(model, X, 3 * Y, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
 
 
-@pytest.mark.parametrize("callbacks", [3, "stop", [keras.callbacks.EarlyStopping], [None], [print]])
+@pytest.mark.parametrize("callbacks", [3, "stop", keras.callbacks.History, [None], [[]], 0])
 def test_callbacks_that_are_none(callbacks):
     model = classifier()
     with refused(
@@ -409,6 +409,15 @@ def test_a_loss_that_does_not_fit_y_loses_nothing():
     ours = outcome(model, kohort.fit(model, X, ONE_HOT, epochs=3, verbose=0))
     np.random.seed(0)
     assert differences(outcome(fresh, by_keras(fresh, x=X, y=ONE_HOT, epochs=3, verbose=0)), ours) == []
+
+
+def test_a_sample_weight_that_does_not_fit_y_loses_nothing(door):
+    train, thing = door
+    before = [np.array(w) for w in thing.get_weights()] if isinstance(thing, keras.Model) else thing._members.trained
+    with pytest.raises(ValueError, match="Incompatible shapes for broadcasting"):
+        train(X, Y, sample_weight=np.ones((12, 3)), verbose=0)
+    after = thing.get_weights() if isinstance(thing, keras.Model) else thing._members.trained
+    assert after is before or differences(before, after) == []
 
 
 def test_a_loss_that_does_not_fit_y_loses_nothing_of_a_cohort():
@@ -558,6 +567,7 @@ SEEDS = {
     "0": (0, ValueError, r"`seeds` must be a number of members from 1 to 1000000, .*Received: seeds=0\."),
     "negative": (-1, ValueError, r"`seeds` must be a number of members .*seeds=-1\."),
     "huge": (2**32, ValueError, r"`seeds` must be a number of members .*seeds=4294967296"),
+    "one too many": (1_000_001, ValueError, r"`seeds` must be a number of members .*seeds=1000001"),
     "fractional": (2.5, TypeError, r"`seeds` must be an integer or an iterable of integers\. Received: seeds=2\.5"),
     "a string": ("123", TypeError, r"`seeds` must be an integer or an iterable .*seeds='123'"),
     "bytes": (b"123", TypeError, r"`seeds` must be an integer or an iterable .*seeds=b'123'"),
@@ -733,7 +743,7 @@ WRONG_QUESTIONS = {
     "rate of a metric without direction": (
         lambda c: c.success_rate(mean_prediction=0.5),
         ValueError,
-        r"`mean_prediction` must be a metric of one number per epoch that says whether more is better\. .*lambda history",
+        r"`mean_prediction` must be a metric of one number per epoch that says whether .*lambda history",
     ),
     "rate of a vector": (
         lambda c: c.success_rate(f1_score=0.5),
@@ -806,4 +816,6 @@ def test_arrays_of_several_inputs_are_named():
 def test_what_is_unusual_but_right(trained_model):
     kohort.fit(trained_model, X, Y.astype(bool), epochs=np.int64(1), verbose=False, shuffle=np.True_)
     kohort.fit(trained_model, pd.DataFrame(X), pd.Series(Y), verbose=0, class_weight={0.0: np.float32(1), 1.0: 2})
+    mixed = pd.DataFrame({"a": X[:, 0].astype("float64"), "b": X[:, 1] > 0})
+    kohort.fit(trained_model, mixed, Y, verbose=0)  # Keras converts it, though not one of float32 and truth values
     kohort.fit(trained_model, X.astype("float16"), Y.astype("uint8"), verbose=0, validation_data=[X, Y])

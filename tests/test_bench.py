@@ -1,0 +1,123 @@
+"""The benchmark: same data and network as kohort's own, figures from measurements, a table that names what it must."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import kohort
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+FIGURES = "| case | measured | against | figure | lowest to highest | must reach | reached |"
+TIMES = (
+    "| case | contender | epochs timed | microseconds per epoch and network | lowest to highest "
+    "| networks per second | last loss of seed 0 | median last loss |"
+)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("bench")
+
+
+def runner(name, seconds, members=1, why_not=""):
+    return SimpleNamespace(name=lambda: name, seconds=lambda: seconds, members=members, why_not=why_not)
+
+
+def run(part, output):
+    """Runs a part of the benchmark on its tiny cases and returns what it wrote."""
+    command = [sys.executable, FOLDER / "bench.py", "--quick", "--only", part, "--output", output]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert output.read_text().strip() == done.stdout.strip()
+    return output.read_text(), done.stderr
+
+
+def cells(text, head):
+    """Returns the rows of the table with this head as lists of cells."""
+    table = text.split(f"{head}\n")[1].split("\n\n")[0].splitlines()[1:]
+    rows = [line.strip("| ").split(" | ") for line in table]
+    assert {len(row) for row in rows} == {head.count("|") - 1}
+    return rows
+
+
+def test_data_and_steps_are_those_of_the_issue(bench):
+    for problem, expected in [(bench.XOR, kohort.data.xor()), (bench.MOONS, kohort.data.moons())]:
+        for ours, theirs in zip(bench.contenders.data(problem), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+        assert len(expected[0]) == problem.rows
+    assert (bench.XOR.network, bench.MOONS.network) == ("2-2-1", "2-32-32-1")
+    assert bench.XOR.steps_per_execution == (1,)
+    assert bench.MOONS.steps_per_execution == (1, 2, 4, 8, 13)
+
+
+@pytest.mark.parametrize(("theirs", "reached"), [([2.9, 3.1, 9.0], "yes"), ([2.9, 2.99, 9.0], "**no**")])
+def test_the_median_of_the_ratios_decides(bench, theirs, reached):
+    row = bench.ratio(bench.XOR, runner("kohort.fit", [0.01] * 3), runner("model.fit on JAX", theirs))
+
+    assert row[:3] == ("xor 2-2-1, 3,000 epochs, batch 4, seed 0", "kohort.fit", "model.fit on JAX")
+    assert row[5:] == ("≥ 300 times", reached)
+    assert row.lowest_to_highest.endswith(" – 900")
+
+
+def test_what_was_not_asked_for_has_no_goal(bench):
+    one, other = runner("Cohort.fit", [0.002], members=64), runner("PyTorch loop", [1.0])
+
+    assert bench.ratio(bench.MOONS, one, other)[3:] == ("500 times", "500 – 500", "–", "–")
+
+
+def test_who_gave_no_answer_has_no_figure(bench):
+    silent = runner("Cohort.fit", [], members=1000, why_not="no answer in 120 s")
+
+    assert bench.ratio(bench.XOR, silent, runner("model.fit on JAX", [1.0]))[3:] == ("no answer in 120 s", *"–––")
+
+
+def test_a_second_start_is_measured_beyond_the_imports(bench):
+    def last(*beyond):
+        row = bench.start_row(bench.XOR, "kohort.fit", ", second start", [(5.0, each, 0.5, 0.1) for each in beyond])
+        return row.figure, *row[-2:]
+
+    assert last(0.9, 0.7, 3.0) == ("0.9 s, of it fit 0.5 s, of it XLA 0.1 s", "≤ 1.0 s", "yes")
+    assert last(1.1, 0.7, 3.0) == ("1.1 s, of it fit 0.5 s, of it XLA 0.1 s", "≤ 1.0 s", "**no**")
+
+
+def test_a_race_writes_times_and_losses(bench):
+    fits = [bench.Fit(6.0, 0.1234567891), bench.Fit(3.0, 0.5), bench.Fit(9.0, 0.5)]
+    racer = runner("model.fit on JAX", [fit.seconds / 3000 for fit in fits])
+    racer.epochs, racer.fits = 3000, fits
+
+    assert bench.timing(bench.XOR, racer)[2:] == ("3,000", "2,000", "1,000 – 3,000", "0.167", "0.123456789", "–")
+
+
+def test_quick_counts_compilations_and_writes_them(tmp_path):
+    text, progress = run("compilations", tmp_path / "results.md")
+    rows = cells(text, FIGURES)
+
+    assert {row[0].split()[0] for row in rows} == {"xor", "moons"}
+    assert all(int(row[3].split()[0]) > 0 for row in rows if row[1].endswith("first fit"))
+    others = [row[1:] for row in rows if not row[1].endswith("first fit")]
+    assert [row[2:] for row in others] == [["0 XLA compilations", "–", "0 XLA compilations", "yes"]] * 10
+    assert {row[0] for row in others} >= {"kohort.fit, other epochs", "Cohort.fit, other seeds"}
+    assert "kohort 0." in text
+    assert re.search(r"Python 3\.\d+.*keras 3\..*jax 0\..*numpy.*(tensorflow|torch) .*\d+ CPUs", text)
+    assert "./run bench --quick --only compilations --output" in text
+    assert progress.startswith("bench: --- compilations\n")
+
+
+@pytest.mark.slow
+def test_quick_races_and_writes_both_tables(tmp_path):
+    text, _ = run("xor", tmp_path / "results.md")
+    figures, times = cells(text, FIGURES), cells(text, TIMES)
+    losses = {row[1]: row[6] for row in times if row[3] != "not installed"}
+
+    assert ["kohort.fit", "model.fit on JAX"] in [row[1:3] for row in figures]
+    assert ["Cohort.fit", "clone_model, compile, model.fit on JAX"] in [row[1:3] for row in figures]
+    same = ["kohort.fit", "Cohort.fit, exact=True", "model.fit on JAX", "clone_model, compile, model.fit on JAX"]
+    assert len({losses[name] for name in same}) == 1
