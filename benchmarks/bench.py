@@ -157,7 +157,7 @@ class Runner:
 
     def __init__(self, contender: Contender, problem: Problem, settings: Settings) -> None:
         self.contender, self.best = contender, contender.values[0]
-        self.label = f"{problem.name}, {contender.name}"
+        self.label = ", ".join(filter(None, (problem.name, contender.name, contender.option)))
         self.epochs = problem.slow_epochs if contender.is_slow else problem.epochs
         self.is_loop = contender.make is contenders.keras_loop  # over seeds: compared with cohorts only
         self.members = problem.members if contender.make is contenders.cohort_fit else 1

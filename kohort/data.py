@@ -202,13 +202,21 @@ def permutations(generator: Any, rows: int, count: int) -> np.ndarray:
     dtype = np.min_scalar_type(rows)
     if rows == 1 or count == 0:
         return np.zeros((count, rows), dtype)
-    if rows > TABLE_ROWS:
+    if rows > TABLE_ROWS or count < 8:  # for a few, one call each is the faster way
         return np.array([generator.permutation(rows) for _ in range(count)], dtype).reshape(count, rows)
-    bounds = np.arange(rows, 1, -1)
-    picks = generator.randint(0, np.tile(bounds, count), dtype=np.uint32).reshape(count, rows - 1)
-    return _shuffles(rows)[picks @ _place_values(rows)]
+    picks = generator.randint(0, _bounds(rows, count), dtype=np.uint32).reshape(count, rows - 1)
+    place = picks[:, 0] * _place_values(rows)[0]
+    for column, value in enumerate(_place_values(rows)[1:], 1):
+        place += picks[:, column] * value
+    return _shuffles(rows)[place]
 
 
+@functools.lru_cache(maxsize=8)
+def _bounds(rows: int, count: int) -> np.ndarray:
+    return np.tile(np.arange(rows, 1, -1, dtype=np.uint32), count)
+
+
+@functools.cache
 def _place_values(rows: int) -> np.ndarray:
     bounds = np.arange(rows, 1, -1)
     return np.append(np.cumprod(bounds[:0:-1])[::-1], 1).astype(np.uint32)

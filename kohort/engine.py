@@ -338,6 +338,7 @@ class Pace:
     def __init__(self) -> None:
         """Starts without a measurement: the first call then runs a single epoch."""
         self.seconds_per_epoch: float | None = None
+        self._last: tuple[int, float] | None = None
 
     def epochs(self, remaining: int, capacity: int, seconds: float = CALL_SECONDS) -> int:
         """Returns the epochs of the next call, at least 1."""
@@ -345,8 +346,17 @@ class Pace:
         return max(1, min(remaining, capacity, affordable))
 
     def record(self, epochs: int, seconds: float) -> None:
-        """Takes in what the last call took."""
-        self.seconds_per_epoch = max(seconds, 1e-9) / epochs
+        """Takes in what the last call took.
+
+        Two calls of different lengths tell what an epoch costs beyond what a call costs; as clocks and machines are
+        noisy, an epoch counts for at least a twentieth of its share of the call.
+        """
+        share = max(seconds, 1e-9) / epochs
+        self.seconds_per_epoch = share
+        if self._last is not None and self._last[0] != epochs:
+            slope = (seconds - self._last[1]) / (epochs - self._last[0])
+            self.seconds_per_epoch = min(share, max(slope, share / 20))
+        self._last = (epochs, seconds)
 
 
 def capacity(row_bytes: int) -> int:

@@ -158,7 +158,10 @@ class Rounds:
 
     def _round_epochs(self, epoch: int) -> int:
         remaining = 1 if self.progress.is_per_epoch else self.recipe.epochs - epoch
-        return self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
+        count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
+        # Many blocks cost time by themselves: a second epoch tells it apart, unless an epoch is long in any case.
+        share = self.pace.seconds_per_epoch
+        return min(2, remaining, self.capacity) if count == 1 and share and share < 5 * ROUND_SECONDS else count
 
     def _round(
         self, trained: Trained, epochs: range, executor: concurrent.futures.Executor, interrupt: Interrupt
