@@ -6,6 +6,7 @@ model, not once per cohort.
 """
 
 import random
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ class Template:
             before = generator_states()
             self.network = keras_internals.clone(model)
             draws_elsewhere = generator_states() != before
-        if draws_elsewhere:
+        # The generators are global: in a program of several threads, it may have been another one that drew.
+        if draws_elsewhere and threading.active_count() == 1:
             raise ValueError(
                 "`model` must draw its initial weights with Keras's initializers, so that each member draws its own. "
                 f"Received: model={model.name!r}, of which a layer draws from the generator of Python or NumPy. "

@@ -1,5 +1,6 @@
 """P2: a member is a Keras run. P3: members do not know of each other."""
 
+import concurrent.futures
 import random
 import warnings
 
@@ -302,3 +303,78 @@ def test_functions_and_lambdas_as_loss_and_metric():
     model = MODELS["dense"][0]()
     model.compile("adam", loss, metrics=[lambda y, p: keras.ops.mean(p)])
     assert kohort.Cohort(model, 2).fit(POINTS, SIGNS, verbose=0)["loss"].shape == (2, 1)
+
+
+class Halving(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of the user's own, known to nobody by name."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def __call__(self, step):
+        return self.first * 0.5 ** (keras.ops.cast(step, "float32") / 10)
+
+    def get_config(self):
+        return {"first": self.first}
+
+
+@pytest.mark.parametrize("rate", [Halving(0.1), lambda: 0.1], ids=["schedule", "function"])
+def test_learning_rates_of_the_users_own(rate):
+    model = MODELS["dense"][0]()
+    model.compile(keras.optimizers.SGD(rate), "mse")
+    cohort = kohort.Cohort(model, [7], exact=True)
+    history = cohort.fit(POINTS, SIGNS, verbose=0, **FIT)
+    plain = MODELS["dense"][0]()  # not compiled: Keras's own clone of a compiled model would not know the schedule
+    keras.utils.set_random_seed(7)
+    theirs = keras.models.clone_model(plain)
+    theirs.compile(keras.optimizers.SGD(rate), "mse")
+    logs = by_keras(theirs, x=POINTS, y=SIGNS, verbose=0, **FIT).history
+    np.testing.assert_array_equal(history["loss"][0], np.float32(logs["loss"]))
+
+
+class Shifted(keras.metrics.Mean):
+    """A metric that takes an argument and does not tell it."""
+
+    def __init__(self, shift, name="shifted"):
+        super().__init__(name)
+        self.shift = shift
+
+
+def test_a_part_that_cannot_be_copied_is_refused():
+    model = MODELS["dense"][0]()
+    model.compile("sgd", "mse", metrics=[Shifted(5.0)])
+    with pytest.raises(
+        ValueError, match=r"Received: Shifted, which has an `__init__` of its own but no `get_config`\."
+    ):
+        kohort.Cohort(model, 2)
+
+
+class FromNumPy(layers.Layer):
+    """A layer whose initial weights are NumPy's."""
+
+    def build(self, shape):
+        start = np.random.normal(size=(shape[-1], 1)).astype("float32")
+        self.kernel = self.add_weight(shape=start.shape, initializer=lambda *_, **__: start)
+
+    def call(self, x):
+        return x @ self.kernel
+
+
+def test_weights_that_are_drawn_elsewhere_are_refused(monkeypatch):
+    monkeypatch.setattr("threading.active_count", lambda: 1)  # pytest has threads of its own
+    model = sequential((2,), FromNumPy())
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="a layer draws from the generator of Python or NumPy"):
+        kohort.Cohort(model, 2)
+
+
+def test_cohorts_of_several_threads():
+    before = keras_internals.seed_generator.make_default_seed
+
+    def train(_):
+        cohort = kohort.Cohort(build("dense"), [3, 4])
+        return cohort.fit(POINTS, SIGNS, verbose=0, **FIT)["loss"].shape
+
+    with concurrent.futures.ThreadPoolExecutor(3) as executor:
+        assert list(executor.map(train, range(6))) == [(2, 3)] * 6
+    assert keras_internals.seed_generator.make_default_seed is before

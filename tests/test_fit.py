@@ -1,5 +1,6 @@
 """P1: `kohort.fit` leaves what `model.fit` leaves, bit for bit."""
 
+import jax
 import keras
 import numpy as np
 import pandas as pd
@@ -215,6 +216,24 @@ def test_steps_per_execution(steps_per_execution):
 def test_small_data_keep_the_batch_order(rows):
     build = compiled(lambda: dense(shape=(2,)), loss="mse")
     assert_same_fit(build, {"x": X[:rows, :2], "y": Y[:rows], "epochs": 9, "batch_size": 3})
+
+
+NEWER_JAX = tuple(map(int, jax.__version__.split(".")[:2])) > (0, 10)
+
+
+@pytest.mark.xfail(NEWER_JAX, reason="JAX 0.12 makes one piece of machine code of a tiny loop in spite of the ballast")
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_tiny_network_in_tiny_batches(batch_size):
+    x, y = kohort.data.xor()
+    build = compiled(lambda: dense(layers.Dense(2, "relu"), activation="linear", shape=(2,)), "rmsprop", loss="mse")
+    assert_same_fit(build, {"x": x, "y": y, "epochs": 60, "batch_size": batch_size})
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 8])
+def test_the_network_of_the_course(width):
+    x, y = kohort.data.xor()
+    build = compiled(lambda: dense(layers.Dense(width, "relu"), activation="linear", shape=(2,)), "rmsprop", loss="mse")
+    assert_same_fit(build, {"x": x, "y": y, "epochs": 100})
 
 
 FORMS = {
