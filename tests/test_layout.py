@@ -25,6 +25,7 @@ PACKAGE = ROOT / "kohort"
 ROOMS = [
     "history",
     "engine",
+    "generators",
     "keras_internals",
     "checks",
     "data",
@@ -44,7 +45,7 @@ ROOMS = [
     "lab",
     "cli",
 ]
-WITHOUT = {"engine": {"keras"}, "history": {"keras", "jax"}}
+WITHOUT = {"engine": {"keras"}, "generators": {"keras", "jax"}, "history": {"keras", "jax"}}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "joblib"}
 MODULE_LINES = 500
 FUNCTION_CODE_LINES = 60
