@@ -16,10 +16,23 @@ if keras.backend.backend() != "jax":
     )
 
 from kohort import data, history, plot
+from kohort.accelerate import FallBackError, install, uninstall
 from kohort.cohort import Cohort
 from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
 from kohort.fit import FallBackWarning, fit
+from kohort.report import report
 
-__all__ = ["Cohort", "FallBackWarning", "data", "fit", "history", "plot"]
+__all__ = [
+    "Cohort",
+    "FallBackError",
+    "FallBackWarning",
+    "data",
+    "fit",
+    "history",
+    "install",
+    "plot",
+    "report",
+    "uninstall",
+]
 
 _keep_programs_on_disk()

@@ -28,6 +28,7 @@ ROOMS = [
     "keras_internals",
     "checks",
     "data",
+    "report",
     "fit",
     "template",
     "members",
@@ -39,6 +40,7 @@ ROOMS = [
     "accelerate",
     "lab",
     "cli",
+    "__main__",
 ]
 WITHOUT = {"engine": {"keras"}, "history": {"keras", "jax"}}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "joblib"}
