@@ -188,6 +188,15 @@ def zeros_like_result(function: Callable, *args: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *args))
 
 
+def validation_program(functions: Functions, cut: Cut) -> Callable:
+    """Returns `run(state, samples, count)`: the state and the logs after one pass of `test_step`; `count` is 1."""
+
+    def run(state: State, samples: Any, count: Any) -> tuple[State, dict]:
+        return run_pass(functions, functions.test_step, state, samples, cut, Unknown.of(count))
+
+    return run
+
+
 def evaluate_program(functions: Functions, cut: Cut) -> Callable:
     """Returns `run(state, samples)`: the logs of one pass of `test_step` for one member."""
 

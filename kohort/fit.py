@@ -6,24 +6,19 @@ what `model.fit` gives on CPU. The room exists because it is the one-word door: 
 """
 
 import functools
-import signal
-import threading
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import keras
 import numpy as np
 
-from kohort import engine, keras_internals
+from kohort import keras_internals
 from kohort.checks import Recipe, check_data, check_recipe, received
-from kohort.data import BatchOrder, Inputs, inputs
-from kohort.engine import Cut, Pace, Schedule
+from kohort.data import inputs
+from kohort.epochs import ArrayEpochs
 from kohort.report import COMPILED, KERAS, recorded
+from kohort.training import Training
 
 
 class FallBackWarning(UserWarning):
@@ -147,7 +142,7 @@ def train(model: keras.Model, request: Request) -> keras.callbacks.History:
     with recorded(model, COMPILED):
         _, _, _, _, callbacks, verbose, recipe = request
         data = inputs(model, *request[:4], recipe)
-        return _Run(model, data, recipe, callbacks, verbose).train()
+        return Training(model, ArrayEpochs(model, data, recipe), recipe, callbacks, verbose).train()
 
 
 # What `kohort.install` puts in the place of Keras's `fit`, with what it replaced.
@@ -240,268 +235,3 @@ def _callback_reason(callbacks: Any) -> str | None:
             if getattr(getattr(callback, hook), "__func__", None) is not getattr(keras.callbacks.Callback, hook):
                 return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
     return None
-
-
-# --- compiled programs of a model -------------------------------------------------------------------------------------
-
-
-class Programs:
-    """The compiled programs of one model: traced once for each way of cutting data, compiled once for each shape."""
-
-    def __init__(self, model: keras.Model) -> None:
-        """Holds the model weakly; nothing is traced yet."""
-        self._functions = keras_internals.functions(model)
-        self._marker = keras_internals.compile_marker(model)
-        self._made: dict[tuple, Any] = {}
-
-    def is_of(self, model: keras.Model) -> bool:
-        """Says whether the model has not been compiled anew since."""
-        return self._marker is keras_internals.compile_marker(model)
-
-    def epochs(self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False) -> Callable:
-        """Returns the training program for one member, or for a block of them."""
-
-        def make() -> Callable:
-            run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
-            return engine.training_call(engine.over_members(run) if members else run)
-
-        return self._once((cut, validation_cut, capacity, members), make)
-
-    def evaluate(self, cut: Cut, members: bool = False) -> Callable:
-        """Returns the evaluation program."""
-        run = engine.evaluate_program(self._functions, cut)
-        return self._once(("evaluate", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
-
-    def predict(self, cut: Cut, members: bool = False) -> Callable:
-        """Returns the prediction program."""
-        run = engine.predict_program(self._functions, cut)
-        return self._once(("predict", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
-
-    def pace(self, *key: Any) -> Pace:
-        """Returns the measured pace of a program at some shape."""
-        return self._once(("pace", *key), Pace)
-
-    def _once(self, key: tuple, make: Callable) -> Any:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-
-_programs: "weakref.WeakKeyDictionary[keras.Model, Programs]" = weakref.WeakKeyDictionary()
-
-
-def programs_of(model: keras.Model) -> Programs:
-    """Returns the programs of the model, new ones after each `model.compile`."""
-    known = _programs.get(model)
-    if known is None or not known.is_of(model):
-        known = _programs[model] = Programs(model)
-    return known
-
-
-# --- the loop over calls ----------------------------------------------------------------------------------------------
-
-
-class Interrupt:
-    """Whether Ctrl-C was pressed."""
-
-    def __init__(self) -> None:
-        """Starts as not pressed."""
-        self.pressed = False
-
-    def __bool__(self) -> bool:
-        """Says whether it was pressed."""
-        return self.pressed
-
-
-@contextmanager
-def held_interrupt() -> Iterator[Interrupt]:
-    """Holds Ctrl-C back inside the block, so that nothing is left half done, and raises KeyboardInterrupt after it."""
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        # Somebody else's handler (a server, a notebook that ignores Ctrl-C) decides; it is not ours to replace.
-        yield interrupt
-        return
-
-    def press(*_: Any) -> None:
-        interrupt.pressed = True
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupt:
-        raise KeyboardInterrupt
-
-
-class _Run:
-    """One compiled fit of one model."""
-
-    def __init__(self, model: keras.Model, data: Inputs, recipe: Recipe, callbacks: Any, verbose: Any) -> None:
-        self.model, self.data, self.recipe = model, data, recipe
-        keras_internals.symbolic_build(model, data.build_iterator)
-        self.order = BatchOrder(data.training.rows, recipe, model.steps_per_execution)
-        self.capacity = engine.capacity(self.order.row_bytes)
-        programs = programs_of(model)
-        self.program = programs.epochs(data.cut, data.validation_cut, self.capacity)
-        self.pace = programs.pace(self.capacity, data.cut, data.validation_cut, shapes_of(data))
-        steps = recipe.steps_per_epoch or data.cut.full + bool(data.cut.partial)
-        self.callbacks = keras.callbacks.CallbackList(
-            callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=steps, model=model
-        )
-        self.has_callbacks = bool(callbacks)
-        self.progress = Progress(recipe.epochs, verbose)
-
-    def train(self) -> keras.callbacks.History:
-        """Runs all epochs and leaves the model at the end of the last one that finished."""
-        model = self.model
-        model.stop_training = False
-        self.callbacks.on_train_begin()
-        epoch = keras_internals.first_epoch(model, self.recipe.initial_epoch)
-        self.logs: dict = {}
-        self.state = keras_internals.read_state(model)
-        with held_interrupt() as interrupt:
-            try:
-                while epoch < self.recipe.epochs and not interrupt:
-                    epoch += self._call(epoch, interrupt)
-                    if model.stop_training:
-                        break
-            finally:
-                # With callbacks the model is up to date, also where one of them failed half-way.
-                if not self.has_callbacks:
-                    keras_internals.write_state(model, self.state)
-                model.optimizer.finalize_variable_values(model.trainable_weights)
-                self.progress.finish()
-        self.callbacks.on_train_end(self.logs)
-        return model.history
-
-    def _call(self, epoch: int, interrupt: Interrupt) -> int:
-        """Runs one program call from `epoch` on and returns the number of epochs that were finished."""
-        if self.has_callbacks:
-            return self._call_with_callbacks(epoch, interrupt)
-        remaining = 1 if self.progress.is_per_epoch else self.recipe.epochs - epoch
-        count = self.pace.epochs(remaining, self.capacity)
-        columns = self._advance(epoch, count, interrupt)
-        if columns is None:
-            return 0
-        self.model.history.epoch.extend(range(epoch, epoch + count))
-        for name, values in columns.items():
-            self.model.history.history.setdefault(name, []).extend(values)
-        self.progress.update(epoch, count, self.logs)
-        return count
-
-    def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
-        """Runs one epoch between the callbacks, which see the model as it then is and may change it."""
-        self.model.reset_metrics()
-        self.callbacks.on_epoch_begin(epoch)
-        self.state = keras_internals.read_state(self.model)
-        if self._advance(epoch, 1, interrupt) is None:
-            return 0
-        keras_internals.write_state(self.model, self.state)
-        self.callbacks.on_epoch_end(epoch, self.logs)
-        self.state = keras_internals.read_state(self.model)
-        self.progress.update(epoch, 1, self.logs)
-        return 1
-
-    def _advance(self, epoch: int, count: int, interrupt: Interrupt) -> dict[str, list] | None:
-        """Trains `count` epochs; returns their logs by name, or None if it was interrupted before their end."""
-        generator = np.random.get_state()
-        validates = validation_epochs(self.data, self.recipe, range(epoch, epoch + count), self.capacity)
-        schedule = self.order.draw(count, self.capacity)._replace(validates=validates)
-        if self.model.stop_training:
-            schedule = self._first_execution(schedule)
-        start = time.perf_counter()
-        finished = False
-        try:
-            validation = self.data.validation.batch if self.data.validation else None
-            state, logs = self.program(self.state, self.data.training.batch, validation, schedule, count)
-            # Only a call of one epoch may be longer than a moment; given up, it costs that unfinished epoch.
-            finished = engine.wait(logs, interrupt) if count == 1 else bool(jax.block_until_ready(logs))
-        finally:
-            if not finished:
-                np.random.set_state(generator)
-        if not finished:
-            return None
-        self.pace.record(count, time.perf_counter() - start)
-        self.state = state
-        columns, self.logs = log_columns(logs, validates, count)
-        return columns
-
-    def _first_execution(self, schedule: Schedule) -> Schedule:
-        """Returns the first batch of the epoch only: as far as Keras goes when it is stopped before an epoch begins."""
-        cut, batches = self.data.cut, self.model.steps_per_execution
-        full = np.full(self.capacity, cut.full, np.int32) if schedule.full is None else schedule.full
-        partial = np.full(self.capacity, bool(cut.partial)) if schedule.partial is None else schedule.partial
-        partial = np.where(full < batches, partial, 0).astype(np.int32)
-        return schedule._replace(full=np.minimum(full, batches), partial=partial)
-
-
-def validation_epochs(data: Inputs, recipe: Recipe, epochs: range, capacity: int) -> np.ndarray | None:
-    """Returns which epochs validate, padded to `capacity`, or None when all do or there is nothing to validate on."""
-    if data.validation is None or recipe.validation_freq == 1:
-        return None
-    validates = np.zeros(capacity, bool)
-    validates[: len(epochs)] = [keras_internals.validates_at(epoch, recipe.validation_freq) for epoch in epochs]
-    return validates
-
-
-def shapes_of(data: Inputs) -> tuple:
-    """Returns shapes and types of all arrays of a fit: programs for others have another pace."""
-    batches = [samples.batch for samples in (data.training, data.validation) if samples is not None]
-    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batches))
-
-
-def log_columns(logs: Any, validates: np.ndarray | None, count: int) -> tuple[dict[str, list], dict]:
-    """Turns the logs of a call into Python numbers: a list per name, and the logs of the last epoch.
-
-    Names are sorted as Keras sorts them. The lists of validation metrics hold the epochs that validated only.
-    """
-    every = np.ones(count, bool)
-    validates = every if validates is None else validates[:count]
-    columns, last = {}, {}
-    training, validation = logs
-    parts = [("", training, every), ("val_", validation, validates)]
-    named = {prefix + name: (log, ran) for prefix, part, ran in parts for name, log in part.items()}
-    for name, (log, ran) in sorted(named.items()):
-        values = np.asarray(log)[:count][ran]
-        columns[name] = values.tolist() if values.ndim == 1 else list(values)
-        if ran[-1]:
-            last[name] = columns[name][-1]
-    return {name: values for name, values in columns.items() if values}, last
-
-
-class Progress:
-    """Shows how far a fit is: one bar over all epochs, or one line per epoch."""
-
-    def __init__(self, epochs: int, verbose: str | int) -> None:
-        """Shows nothing before the first update."""
-        self.epochs = epochs
-        self.verbose = 1 if verbose == "auto" else int(verbose)
-        self.bar: Any = None
-        self.last: tuple[int, list] | None = None
-
-    @property
-    def is_per_epoch(self) -> bool:
-        """Whether each epoch is shown by itself."""
-        return self.verbose == 2
-
-    def update(self, epoch: int, count: int, logs: dict) -> None:
-        """Takes in the last logs of the `count` epochs from `epoch` on."""
-        values = [(name, value) for name, value in logs.items() if np.ndim(value) == 0]
-        if self.verbose == 1:
-            # Keras's bar averages what it is not told to show as it is.
-            self.bar = self.bar or keras.utils.Progbar(self.epochs, unit_name="epoch", stateful_metrics=list(logs))
-            self.bar.update(epoch + count, values, finalize=False)
-            self.last = (epoch + count, values)
-        elif self.verbose == 2:
-            shown = "".join(f" - {name}: {value:.4g}" for name, value in values)
-            print(f"Epoch {epoch + count}/{self.epochs}{shown}")
-
-    def finish(self) -> None:
-        """Ends the bar's line."""
-        if self.bar is not None and self.last:
-            self.bar.update(*self.last, finalize=True)

@@ -17,8 +17,10 @@ import numpy as np
 from kohort import engine, keras_internals
 from kohort.data import BatchOrder, Inputs, MemberGenerators, Recipe
 from kohort.engine import Pace, Schedule, State
-from kohort.fit import Interrupt, Progress, held_interrupt, shapes_of, validation_epochs
+from kohort.epochs import validation_epochs
 from kohort.history import CohortHistory
+from kohort.programs import shapes_of
+from kohort.progress import Interrupt, Progress, held_interrupt
 from kohort.template import Template, preserved_generators
 
 # Members that one call trains together. Results are the same bits for all widths that are multiples of 8.

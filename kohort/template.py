@@ -20,7 +20,7 @@ import numpy as np
 from kohort import engine, keras_internals
 from kohort.data import Inputs
 from kohort.engine import State
-from kohort.fit import Programs
+from kohort.programs import Programs
 
 
 def generator_states() -> tuple:

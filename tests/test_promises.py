@@ -18,7 +18,9 @@ from oracle import differences, outcome
 
 import kohort
 from kohort import engine
-from kohort.fit import held_interrupt, programs_of
+from kohort.epochs import ArrayEpochs
+from kohort.programs import programs_of
+from kohort.progress import held_interrupt
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(40, 2)).astype("float32")
@@ -181,17 +183,16 @@ def test_failure_in_the_first_round_leaves_the_cohort_untrained(monkeypatch):
 
 def test_failure_in_a_later_call_keeps_the_finished_epochs(monkeypatch):
     model = build()
-    run_class = sys.modules["kohort.fit"]._Run  # `kohort.fit` itself is the function
-    advance = run_class._advance
+    advance = ArrayEpochs.advance
     calls = []
 
-    def failing(run, epoch, count, interrupt):
-        calls.append(epoch)
+    def failing(source, state, epochs, interrupt):
+        calls.append(epochs.start)
         if len(calls) == 3:
             raise MemoryError
-        return advance(run, epoch, count, interrupt)
+        return advance(source, state, epochs, interrupt)
 
-    monkeypatch.setattr(run_class, "_advance", failing)
+    monkeypatch.setattr(ArrayEpochs, "advance", failing)
     with pytest.raises(MemoryError):
         kohort.fit(model, X, Y, epochs=100_000, **FIT)
     assert len(model.history.epoch) == calls[-1]

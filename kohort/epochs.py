@@ -1,0 +1,170 @@
+"""The epochs of one fit: arrays in memory in, trained states and logs out.
+
+In come a network's state and the numbers of the epochs to run; out come the state after them and what each logged. The
+room exists so that the loop of a fit need not know where its batches come from: a source of epochs is anything with the
+methods of `Epochs`. Of callbacks and progress a source knows nothing.
+"""
+
+import time
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import keras
+import numpy as np
+
+from kohort import engine, keras_internals
+from kohort.checks import Recipe
+from kohort.data import BatchOrder, Inputs
+from kohort.engine import Schedule, State
+from kohort.programs import programs_of, shapes_of
+from kohort.progress import Interrupt
+
+
+class Advanced(NamedTuple):
+    """What a source gives back: the state after some epochs, and what they logged."""
+
+    state: State
+    columns: dict[str, list]  # metric -> its values, one per epoch that recorded it
+    logs: dict  # the logs of the last epoch
+    stopped_at: int | None = None  # the batch after which the epoch was left because its loss is not finite
+
+
+@runtime_checkable
+class Epochs(Protocol):
+    """Where a fit gets its epochs from.
+
+    Every method returns None when `interrupt` became true before the end; the source is then as it was before the call.
+    """
+
+    steps: int | None  # batches of an epoch, where that is known beforehand
+
+    def most(self, remaining: int) -> int:
+        """Returns how many of the remaining epochs the next `advance` may run, at least 1."""
+        ...
+
+    def advance(self, state: State, epochs: range, interrupt: Interrupt) -> Advanced | None:
+        """Runs whole epochs, each with the validation that follows it."""
+        ...
+
+    def train(
+        self, state: State, epoch: int, interrupt: Interrupt, *, batches: int | None = None, watched: bool = False
+    ) -> Advanced | None:
+        """Runs the training of one epoch alone: at most so many batches; `watched`, only until a loss is not finite."""
+        ...
+
+    def validates_at(self, epoch: int) -> bool:
+        """Says whether validation follows after this epoch."""
+        ...
+
+    def validate(self, state: State, epoch: int, interrupt: Interrupt) -> Advanced | None:
+        """Runs the validation alone; its logs have the names of the metrics, without "val_"."""
+        ...
+
+
+class ArrayEpochs:
+    """The epochs of a fit whose data are arrays in memory: many of them in one call of a compiled program."""
+
+    def __init__(self, model: keras.Model, data: Inputs, recipe: Recipe) -> None:
+        """Builds what is not built of the model."""
+        self.data, self.recipe = data, recipe
+        keras_internals.symbolic_build(model, data.build_iterator)
+        self.order = BatchOrder(data.training.rows, recipe, model.steps_per_execution)
+        self.capacity = engine.capacity(self.order.row_bytes)
+        self.steps: int | None = recipe.steps_per_epoch or data.cut.full + bool(data.cut.partial)
+        self.programs = programs_of(model)
+        self.program = self.programs.epochs(data.cut, data.validation_cut, self.capacity)
+        self.pace = self.programs.pace(self.capacity, data.cut, data.validation_cut, shapes_of(data))
+
+    def most(self, remaining: int) -> int:
+        """Returns how many epochs take about a moment."""
+        return self.pace.epochs(remaining, self.capacity)
+
+    def advance(self, state: State, epochs: range, interrupt: Interrupt) -> Advanced | None:
+        """Runs whole epochs in one call."""
+        count = len(epochs)
+        validates = validation_epochs(self.data, self.recipe, epochs, self.capacity)
+        validation = self.data.validation.batch if self.data.validation else None
+        generator = np.random.get_state()
+        start = time.perf_counter()
+        finished = False
+        try:
+            schedule = self.order.draw(count, self.capacity)._replace(validates=validates)
+            state, logs = self.program(state, self.data.training.batch, validation, schedule, count)
+            # Only a call of one epoch may be longer than a moment; given up, it costs that unfinished epoch.
+            finished = engine.wait(logs, interrupt) if count == 1 else bool(jax.block_until_ready(logs))
+        finally:
+            if not finished:
+                np.random.set_state(generator)
+        if not finished:
+            return None
+        self.pace.record(count, time.perf_counter() - start)
+        return Advanced(state, *log_columns(logs, validates, count))
+
+    def train(
+        self, state: State, epoch: int, interrupt: Interrupt, *, batches: int | None = None, watched: bool = False
+    ) -> Advanced | None:
+        """Runs the training of one epoch, or its first batches."""
+        generator = np.random.get_state()
+        finished = False
+        try:
+            schedule = self.order.draw(1, self.capacity)
+            if batches is not None:
+                schedule = self._first(schedule, batches)
+            program = self.programs.epochs(self.data.cut, None, self.capacity)
+            state, logs = program(state, self.data.training.batch, None, schedule, 1)
+            finished = engine.wait(logs, interrupt)
+        finally:
+            if not finished:
+                np.random.set_state(generator)
+        return Advanced(state, *log_columns(logs, None, 1)) if finished else None
+
+    def validates_at(self, epoch: int) -> bool:
+        """Says whether there are validation data, and whether it is their turn."""
+        return self.data.validation is not None and keras_internals.validates_at(epoch, self.recipe.validation_freq)
+
+    def validate(self, state: State, epoch: int, interrupt: Interrupt) -> Advanced | None:
+        """Runs one pass over the validation data."""
+        if self.data.validation is None or self.data.validation_cut is None:
+            raise RuntimeError("There are no validation data: ask `validates_at` first.")
+        program = self.programs.validation(self.data.validation_cut)
+        state, logs = program(state, self.data.validation.batch, 1)
+        if not engine.wait(logs, interrupt):
+            return None
+        logs = jax.tree.map(lambda log: np.asarray(log)[None], logs)
+        return Advanced(state, *log_columns((logs, {}), None, 1))
+
+    def _first(self, schedule: Schedule, batches: int) -> Schedule:
+        """Returns the first batches of the epoch only."""
+        cut = self.data.cut
+        full = np.full(self.capacity, cut.full, np.int32) if schedule.full is None else schedule.full
+        partial = np.full(self.capacity, bool(cut.partial)) if schedule.partial is None else schedule.partial
+        partial = np.where(full < batches, partial, 0).astype(np.int32)
+        return schedule._replace(full=np.minimum(full, batches), partial=partial)
+
+
+def validation_epochs(data: Inputs, recipe: Recipe, epochs: range, capacity: int) -> np.ndarray | None:
+    """Returns which epochs validate, padded to `capacity`, or None when all do or there is nothing to validate on."""
+    if data.validation is None or recipe.validation_freq == 1:
+        return None
+    validates = np.zeros(capacity, bool)
+    validates[: len(epochs)] = [keras_internals.validates_at(epoch, recipe.validation_freq) for epoch in epochs]
+    return validates
+
+
+def log_columns(logs: Any, validates: np.ndarray | None, count: int) -> tuple[dict[str, list], dict]:
+    """Turns the logs of a call into Python numbers: a list per name, and the logs of the last epoch.
+
+    Names are sorted as Keras sorts them. The lists of validation metrics hold the epochs that validated only.
+    """
+    every = np.ones(count, bool)
+    validates = every if validates is None else validates[:count]
+    columns, last = {}, {}
+    training, validation = logs
+    parts = [("", training, every), ("val_", validation, validates)]
+    named = {prefix + name: (log, ran) for prefix, part, ran in parts for name, log in part.items()}
+    for name, (log, ran) in sorted(named.items()):
+        values = np.asarray(log)[:count][ran]
+        columns[name] = values.tolist() if values.ndim == 1 else list(values)
+        if ran[-1]:
+            last[name] = columns[name][-1]
+    return {name: values for name, values in columns.items() if values}, last

@@ -1,0 +1,82 @@
+"""The compiled programs of one model.
+
+In comes a Keras model; out go its training, evaluation and prediction as compiled programs, traced once for each way of
+cutting the data and kept as long as the model lives and is not compiled anew. The room exists because compiling must
+happen once per model, whoever asks.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import keras
+
+from kohort import engine, keras_internals
+from kohort.data import Inputs
+from kohort.engine import Cut, Pace
+
+
+class Programs:
+    """The compiled programs of one model: traced once for each way of cutting data, compiled once for each shape."""
+
+    def __init__(self, model: keras.Model) -> None:
+        """Holds the model weakly; nothing is traced yet."""
+        self._functions = keras_internals.functions(model)
+        self._marker = keras_internals.compile_marker(model)
+        self._made: dict[tuple, Any] = {}
+
+    def is_of(self, model: keras.Model) -> bool:
+        """Says whether the model has not been compiled anew since."""
+        return self._marker is keras_internals.compile_marker(model)
+
+    def epochs(self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False) -> Callable:
+        """Returns the training program for one member, or for a block of them."""
+
+        def make() -> Callable:
+            run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
+            return engine.training_call(engine.over_members(run) if members else run)
+
+        return self._once((cut, validation_cut, capacity, members), make)
+
+    def validation(self, cut: Cut) -> Callable:
+        """Returns the program of a validation that belongs to a fit: it gives the state back, too."""
+        return self._once(
+            ("validation", cut), lambda: engine.training_call(engine.validation_program(self._functions, cut))
+        )
+
+    def evaluate(self, cut: Cut, members: bool = False) -> Callable:
+        """Returns the evaluation program."""
+        run = engine.evaluate_program(self._functions, cut)
+        return self._once(("evaluate", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
+
+    def predict(self, cut: Cut, members: bool = False) -> Callable:
+        """Returns the prediction program."""
+        run = engine.predict_program(self._functions, cut)
+        return self._once(("predict", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
+
+    def pace(self, *key: Any) -> Pace:
+        """Returns the measured pace of a program at some shape."""
+        return self._once(("pace", *key), Pace)
+
+    def _once(self, key: tuple, make: Callable) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+_programs: "weakref.WeakKeyDictionary[keras.Model, Programs]" = weakref.WeakKeyDictionary()
+
+
+def programs_of(model: keras.Model) -> Programs:
+    """Returns the programs of the model, new ones after each `model.compile`."""
+    known = _programs.get(model)
+    if known is None or not known.is_of(model):
+        known = _programs[model] = Programs(model)
+    return known
+
+
+def shapes_of(data: Inputs) -> tuple:
+    """Returns shapes and types of all arrays of a fit: programs for others have another pace."""
+    batches = [samples.batch for samples in (data.training, data.validation) if samples is not None]
+    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batches))
