@@ -109,6 +109,16 @@ def uninstall() -> None:
     _switch(None)
 
 
+def load_ipython_extension(ipython: Any) -> None:
+    """Installs kohort where a notebook says `%load_ext kohort`."""
+    install()
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Uninstalls it where a notebook says `%unload_ext kohort`."""
+    uninstall()
+
+
 def _switch(settings: Settings | None) -> None:
     global _settings
     if settings is not None:

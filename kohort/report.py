@@ -40,9 +40,11 @@ class Report(tuple[Row, ...]):
         return sum(row.calls for row in self if row.way == COMPILED)
 
     def __repr__(self) -> str:
+        if not self:
+            return "kohort: no fit ran"
         head = f"kohort: {self.compiled_calls} of {self.calls} fits ran compiled"
         lines = [f"{row.calls:>7} {row.epochs:>8} {row.seconds:>9.2f}  {_told(row)}" for row in self]
-        return "\n".join([head, *(["  calls   epochs   seconds", *lines] if lines else [])])
+        return "\n".join([head, "  calls   epochs   seconds", *lines])
 
 
 def _told(row: Row) -> str:
