@@ -29,7 +29,7 @@ if not _is_command():
         )
 
     from kohort import data, history, plot
-    from kohort.accelerate import FallBackError, install, uninstall
+    from kohort.accelerate import DifferenceWarning, FallBackError, install, uninstall
     from kohort.accelerate import load_ipython_extension as load_ipython_extension
     from kohort.accelerate import unload_ipython_extension as unload_ipython_extension
     from kohort.cohort import Cohort
@@ -41,6 +41,7 @@ if not _is_command():
 
 __all__ = [
     "Cohort",
+    "DifferenceWarning",
     "FallBackError",
     "FallBackWarning",
     "data",

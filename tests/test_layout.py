@@ -34,6 +34,7 @@ ROOMS = [
     "training",
     "report",
     "fit",
+    "verify",
     "template",
     "members",
     "cohort",
