@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kohort import keras_internals
+from kohort.engine import State
 from kohort.fit import Request, training
 
 # Callbacks that act on the model alone, and begin anew with each fit: a copy of one can be called in the first run.
@@ -60,10 +61,11 @@ def both_ways(
     """
     callbacks = keras.tree.map_structure(copy.copy, request.callbacks) if request.callbacks else None
     compiled = training(model, request._replace(callbacks=callbacks, verbose=0))
-    begin, generators = keras_internals.read_state(model), _generators()
-    begin = keras.tree.map_structure(np.array, tuple(begin))
+    # As NumPy arrays, because Keras gives the memory of JAX's to its step.
+    begin = State(*([np.array(value) for value in part] for part in keras_internals.read_state(model)))
+    generators = _generators()
     ours = _outcome(model, compiled.train())
-    keras_internals.write_state(model, keras_internals.State(*begin))
+    keras_internals.write_state(model, begin)
     random.setstate(generators[0])
     np.random.set_state(generators[1])
     history = by_keras()
@@ -76,7 +78,7 @@ def _generators() -> tuple[Any, Any]:
 
 def _outcome(model: keras.Model, history: keras.callbacks.History) -> Outcome:
     variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    values = {f"{v.path}": np.array(v.value) for v in variables}
+    values = {v.path: np.array(v.value) for v in variables}
     return Outcome(values, copy.deepcopy(history.history), list(history.epoch), _generators())
 
 
