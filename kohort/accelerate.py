@@ -23,6 +23,7 @@ from kohort.fit import (
     why_fall_back,
 )
 from kohort.report import KERAS, PARTED, VERIFIED, recorded
+from kohort.shapes import shapes_of
 from kohort.verify import both_ways, why_not_twice
 
 
@@ -208,6 +209,7 @@ def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | N
         or _refusal(check_arguments, model, request)
         or why_fall_back(model, request, inside_fit=True)
         or _refusal(check_data, model, *request[:4], recipe)
+        or shapes_of(model).why_not_compile(request)
     )
     return request, reason
 

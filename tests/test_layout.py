@@ -35,6 +35,7 @@ ROOMS = [
     "report",
     "fit",
     "verify",
+    "shapes",
     "template",
     "members",
     "cohort",
