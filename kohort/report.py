@@ -67,8 +67,8 @@ def report(clear: bool = False) -> Report:
         clear: Whether to begin a new count after this report.
 
     Returns:
-        A tuple of rows `(way, reason, calls, epochs, seconds)`: what ran compiled, then the rest, the longest time first.
-        It prints as a table.
+        A tuple of rows `(way, reason, calls, epochs, seconds)`: what ran compiled, then the rest, the longest time
+        first. It prints as a table.
 
     Example:
         >>> import keras, kohort
