@@ -96,24 +96,32 @@ class _Afterwards(importlib.abc.MetaPathFinder):
 
     def __init__(self, following: dict[str, Callable[[types.ModuleType], None]]) -> None:
         self._following = following
+        self._is_asking = False
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        follow = self._following.pop(fullname, None)
-        if follow is None:
+        if fullname not in self._following or self._is_asking:
             return None
-        if fullname == "keras":
-            _choose_backend()
-        # This kohort, wherever the script's folder may lead to.
-        spec = kohort.__spec__ if fullname == "kohort" else importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+        self._is_asking = True  # the finders after this one
+        try:
+            # This kohort, wherever the script's folder may lead to.
+            spec = kohort.__spec__ if fullname == "kohort" else importlib.util.find_spec(fullname)
+        finally:
+            self._is_asking = False
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            loader.exec_module = self._then(loader.exec_module, fullname)
+        return spec
 
-            def execute_and_follow(module: types.ModuleType) -> None:
-                execute(module)
+    def _then(self, execute: Callable, fullname: str) -> Callable[[types.ModuleType], None]:
+        def run(module: types.ModuleType) -> None:
+            follow = self._following.pop(fullname, None)  # asked for a spec, it need not have been imported
+            if fullname == "keras":
+                _choose_backend()
+            execute(module)
+            if follow is not None:
                 follow(module)
 
-            spec.loader.exec_module = execute_and_follow
-        return spec
+        return run
 
 
 def _choose_backend() -> None:

@@ -73,6 +73,8 @@ if __name__ == "__main__":
 """
 CHOOSING = """
 import os, sys
+import importlib.util
+assert importlib.util.find_spec("keras")  # a look at it is no import; TensorFlow takes one
 print({"keras", "jax", "kohort"} & set(sys.modules))
 os.environ["KERAS_BACKEND"] = "jax"
 from kohort.data import xor
