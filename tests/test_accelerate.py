@@ -376,13 +376,15 @@ def flags():
 
 
 def test_installed_twice_is_installed_once():
-    kohort.install()
+    shown = kohort.install()
+    assert repr(shown) == "<kohort is installed>"
     ours = keras.Model.fit
     kohort.install()
 
     assert keras.Model.fit is ours
     kohort.uninstall()
     assert "fit" not in vars(keras.Model)
+    assert repr(shown) == "<kohort is not installed>"
 
 
 def test_uninstalling_what_is_not_installed_does_nothing():
