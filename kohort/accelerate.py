@@ -3,8 +3,8 @@
 In comes nothing; out goes `keras.Model.fit` replaced, and nothing else: models stay Keras's own, so that saving,
 pickling, `isinstance` and subclassing do. The room exists so that a script or notebook gets the compiled fit by one
 line. It is the only one that touches `keras.Model`. It leaves `evaluate` and `predict` alone: compiled over all batches
-they give the same bits some five times faster, but must compile for each number of rows, which a call saves only after
-a hundred times or so.
+they give the same bits 5 to 30 times faster, but must compile for each number of rows, which pays after some 80 calls
+on 400 rows or 5 on 10,000.
 """
 
 import functools
