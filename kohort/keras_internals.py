@@ -54,9 +54,9 @@ def is_sparse(leaf: Any) -> bool:
     )
 
 
-def reads_data_its_own_way(model: keras.Model, x: Any, *others: Any) -> bool:
-    """Says whether data reach this model other than as dense arrays: as a stream, sparse, or by a `fit` of its own."""
-    if type(model).fit is not keras.Model.fit or any(map(stream_kind, (x, *others))):
+def are_not_dense(x: Any, *others: Any) -> bool:
+    """Says whether data come other than as dense arrays: as a stream, or sparse."""
+    if any(map(stream_kind, (x, *others))):
         return True
     return any(map(is_sparse, tree.flatten((x, others))))
 
@@ -280,7 +280,7 @@ def why_keras_must_run(model: keras.Model) -> str | None:
         return "`keras.config` limits the epochs or the steps per epoch"
     overridden = [
         name
-        for name in ("fit", "evaluate", "make_train_function", "make_test_function")
+        for name in ("evaluate", "make_train_function", "make_test_function")
         if getattr(type(model), name) is not getattr(keras.Model, name)
     ]
     if overridden:

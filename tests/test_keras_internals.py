@@ -406,7 +406,7 @@ def test_options_that_keras_must_run(options, reason):
     assert reason in internals.why_keras_must_run(compiled(**options))
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "make_train_function", "make_test_function"])
+@pytest.mark.parametrize("method", ["evaluate", "make_train_function", "make_test_function"])
 def test_methods_that_keras_must_run(method):
     own = types.new_class("Own", (keras.Sequential,), {}, lambda body: body.update({method: lambda self: None}))
     model = compiled(own([keras.Input((2,)), layers.Dense(1)]))
