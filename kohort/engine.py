@@ -345,8 +345,8 @@ def training_call(run: Callable) -> Callable:
     """
     program = jax.jit(run, donate_argnums=0)
 
-    def call(state: State, samples: Any, validation: Any, schedule: Schedule, count: int) -> tuple:
-        return program(_copied(state), samples, validation, on_device(schedule), count)
+    def call(state: State, *args: Any) -> tuple:
+        return program(_copied(state), *(on_device(arg) if isinstance(arg, Schedule) else arg for arg in args))
 
     return call
 
