@@ -151,11 +151,14 @@ def inputs(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_da
     cut = _cut(training.rows, recipe.batch_size, recipe.steps_per_epoch)
     if validation_data is None:
         return Inputs(training, cut, None, None, iterator)
+    return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), iterator)
+
+
+def validation_inputs(validation_data: Any, recipe: Recipe, steps_per_execution: int) -> tuple[Samples, Cut]:
+    """Converts the arrays that validate and cuts them into batches as Keras does."""
     validation = _converted(*(*validation_data, None)[:3])
     batch_size = recipe.validation_batch_size or recipe.batch_size
-    return Inputs(
-        training, cut, validation, pass_cut(validation.rows, batch_size, recipe.validation_steps, steps), iterator
-    )
+    return validation, pass_cut(validation.rows, batch_size, recipe.validation_steps, steps_per_execution)
 
 
 def default_batch_size(rows: int, batch_size: int | None, steps: int | None) -> int:

@@ -206,6 +206,42 @@ def evaluate_program(functions: Functions, cut: Cut) -> Callable:
     return run
 
 
+def begin_program(functions: Functions) -> Callable:
+    """Returns `run(state)`: a copy of the state to work in, with its metrics reset, as a pass over batches begins."""
+
+    def run(state: State) -> State:
+        return functions.reset_metrics(jax.tree.map(jnp.copy, state))
+
+    return run
+
+
+def batches_program(functions: Functions, step: Callable, capacity: int) -> Callable:
+    """Returns `run(state, batches, count)`: the first `count` of a stack of batches that all have the same shape.
+
+    A pass is any number of such calls. Each returns the state, the logs of its last step, and the logs of the pass as
+    they would be if it ended there. The arrays of the stack have a leading axis of length `capacity`.
+    """
+
+    def run(state: State, batches: Any, count: Any) -> tuple[State, dict, dict]:
+        def batch_at(place: Any) -> Any:
+            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), batches)
+
+        def one(carry: tuple, place: Any) -> tuple:
+            return behind_barrier(canonical_convolutions(step))(carry[1], batch_at(place[0]))
+
+        no_logs, _ = zeros_like_result(step, state, batch_at(0))
+        stack = Cut(batch_size=1, full=capacity, partial=0)
+        carry = run_batches(one, (no_logs, state), stack, Unknown.of(count), jnp.arange(capacity), count)
+        return carry[1], carry[0], results_program(functions)(carry[1], carry[0])
+
+    return run
+
+
+def results_program(functions: Functions) -> Callable:
+    """Returns `run(state, logs)`: the logs of a pass that ends here, where its last step had logged `logs`."""
+    return op_by_op(functions.results)
+
+
 def predict_program(functions: Functions, cut: Cut) -> Callable:
     """Returns `run(state, samples)`: the outputs for all rows (leading axis `sample`) for one member."""
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from kohort import keras_internals
 from kohort.checks import Recipe, check_data, check_recipe, received
-from kohort.data import inputs
-from kohort.epochs import ArrayEpochs
+from kohort.stream import epochs_of
 from kohort.training import Training
 
 
@@ -106,8 +105,8 @@ def fit(
         warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
         arguments = {"x": x, "y": y, "verbose": verbose, "callbacks": callbacks, "sample_weight": sample_weight}
         return model.fit(**arguments, validation_data=validation_data, **_given(recipe))
-    data = inputs(model, x, y, sample_weight, validation_data, recipe)
-    return Training(model, ArrayEpochs(model, data, recipe), recipe, callbacks, verbose).train()
+    source = epochs_of(model, x, y, sample_weight, validation_data, recipe)
+    return Training(model, source, recipe, callbacks, verbose).train()
 
 
 def _given(recipe: Recipe) -> dict:
@@ -163,9 +162,8 @@ def why_fall_back(
 ) -> str | None:
     """Returns why Keras itself must run this fit, decided from what is asked, or None when it can be compiled."""
     for name, stream in (("x", x), ("validation_data", validation_data)):
-        kind = keras_internals.stream_kind(stream)
-        if kind:
-            return f"`{name}` is {kind}"
+        if keras_internals.stream_kind(stream) == "a grain dataset":
+            return f"`{name}` is a grain dataset"
     leaves = keras.tree.flatten((x, y, sample_weight, validation_data))
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"

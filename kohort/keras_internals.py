@@ -6,12 +6,13 @@ names it).
 """
 
 import functools
+import itertools
 import random
 import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
@@ -26,6 +27,7 @@ from keras.src.trainers.data_adapters import (
     array_data_adapter,
     array_slicing,
     data_adapter_utils,
+    get_data_adapter,
     is_grain_dataset,
     is_tf_dataset,
     is_torch_dataloader,
@@ -54,11 +56,9 @@ def is_sparse(leaf: Any) -> bool:
     )
 
 
-def reads_data_its_own_way(model: keras.Model, x: Any, *others: Any) -> bool:
-    """Says whether data reach this model other than as dense arrays: as a stream, sparse, or by a `fit` of its own."""
-    if type(model).fit is not keras.Model.fit or any(map(stream_kind, (x, *others))):
-        return True
-    return any(map(is_sparse, tree.flatten((x, others))))
+def has_own_fit(model: keras.Model) -> bool:
+    """Says whether data reach this model by a `fit` of its own."""
+    return type(model).fit is not keras.Model.fit
 
 
 def stream_kind(x: Any) -> str | None:
@@ -78,9 +78,16 @@ def validation_split(arrays: Any, fraction: float) -> tuple[Any, Any]:
     return array_slicing.train_validation_split(arrays, validation_split=fraction)
 
 
+class _HostIterator(JAXEpochIterator):
+    """Keras's iterator, without its look-ahead to an accelerator: batches stay in memory until kohort sends them."""
+
+    def _get_iterator(self) -> Any:
+        return self.data_adapter.get_jax_iterator()
+
+
 def epoch_iterator(x: Any, y: Any = None, sample_weight: Any = None, **arguments: Any) -> Any:
     """Returns the iterator over batches that `model.fit` would make."""
-    return JAXEpochIterator(x=x, y=y, sample_weight=sample_weight, **arguments)
+    return _HostIterator(x=x, y=y, sample_weight=sample_weight, **arguments)
 
 
 def whole_batch(x: Any, y: Any, sample_weight: Any, class_weight: Any, rows: int) -> Any:
@@ -89,18 +96,30 @@ def whole_batch(x: Any, y: Any, sample_weight: Any, class_weight: Any, rows: int
     return next(iterator.data_adapter.get_jax_iterator())
 
 
-def epoch_batches(iterator: Any, steps_per_execution: int) -> list[Any]:
-    """Returns the batches of one epoch, read the way `JAXTrainer.fit` reads them."""
-    batches = []
+def executions(iterator: Any, steps_per_execution: int) -> Iterator[list[Any]]:
+    """Yields the batches of one epoch, read the way `JAXTrainer.fit` reads them: those of each execution together."""
     with iterator.catch_stop_iteration():
         for _, _, source in iterator:
-            batches.append(next(source))
-            # One execution takes up to `steps_per_execution` batches; the data may end inside it.
-            for _ in range(steps_per_execution - 1):
-                batch = next(source, None)
-                if batch is not None:
-                    batches.append(batch)
-    return batches
+            # One execution takes up to `steps_per_execution` batches; the data may end inside it, but not before.
+            yield [next(source), *itertools.islice(source, steps_per_execution - 1)]
+
+
+def epoch_batches(iterator: Any, steps_per_execution: int) -> list[Any]:
+    """Returns the batches of one epoch."""
+    return [batch for batches in executions(iterator, steps_per_execution) for batch in batches]
+
+
+def is_empty_stream(stream: Any) -> bool:
+    """Says whether a stream is known to hold no batch; a generator is not asked, which would use up batches."""
+    return stream_kind(stream) != "a generator" and get_data_adapter(stream).num_batches == 0
+
+
+def stop_reading(iterator: Any) -> None:
+    """Ends the threads or processes of a `PyDataset` whose epoch is given up: Keras would leave them waiting."""
+    enqueuer = getattr(iterator.data_adapter, "enqueuer", None)
+    if enqueuer is not None:
+        with suppress(Exception):  # of batches that nobody asked for any more
+            enqueuer.stop()
 
 
 # --- the model as pure functions --------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ ROOMS = [
     "programs",
     "progress",
     "epochs",
+    "stream",
     "training",
     "fit",
     "template",
