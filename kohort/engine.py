@@ -226,20 +226,17 @@ def batches_program(functions: Functions, step: Callable, capacity: int) -> Call
         def batch_at(place: Any) -> Any:
             return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), batches)
 
-        def one(carry: tuple, place: Any) -> tuple:
-            return behind_barrier(canonical_convolutions(step))(carry[1], batch_at(place[0]))
+        traced, (logs, _) = traced_once(step, state, batch_at(0))
 
-        no_logs, _ = zeros_like_result(step, state, batch_at(0))
+        def one(carry: tuple, place: Any) -> tuple:
+            return behind_barrier(canonical_convolutions(traced))(carry[1], batch_at(place[0]))
+
+        no_logs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), logs)
         stack = Cut(batch_size=1, full=capacity, partial=0)
         carry = run_batches(one, (no_logs, state), stack, Unknown.of(count), jnp.arange(capacity), count)
-        return carry[1], carry[0], results_program(functions)(carry[1], carry[0])
+        return carry[1], carry[0], op_by_op(functions.results)(carry[1], carry[0])
 
     return run
-
-
-def results_program(functions: Functions) -> Callable:
-    """Returns `run(state, logs)`: the logs of a pass that ends here, where its last step had logged `logs`."""
-    return op_by_op(functions.results)
 
 
 def predict_program(functions: Functions, cut: Cut) -> Callable:
@@ -258,6 +255,19 @@ def predict_program(functions: Functions, cut: Cut) -> Callable:
         return jax.tree.map(lambda *outputs: jnp.concatenate(outputs), *parts)
 
     return run
+
+
+def traced_once(function: Callable, *args: Any) -> tuple[Callable, Any]:
+    """Returns `function` as traced for arguments of these shapes, and the shapes of its results.
+
+    Tracing a network's step costs as much as compiling it; what is traced is traced anew in no time.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+
+    def run(*args: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+
+    return run, shapes
 
 
 def behind_barrier(function: Callable) -> Callable:

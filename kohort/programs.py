@@ -58,10 +58,6 @@ class Programs:
 
         return self._once((step, capacity), make)
 
-    def results(self) -> Callable:
-        """Returns the program of the logs of a pass."""
-        return self._once("results", lambda: jax.jit(engine.results_program(self._functions)))
-
     def evaluate(self, cut: Cut, members: bool = False) -> Callable:
         """Returns the evaluation program."""
         run = engine.evaluate_program(self._functions, cut)

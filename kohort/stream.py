@@ -141,7 +141,7 @@ class Stream:
         self.programs = programs_of(model)
         self._iterator: Any = None
         self._moulds: dict[Form, Mould] = {}
-        self._logs: Any = None  # of the last step, which Keras shows again when an epoch has none
+        self._last: Advanced | None = None
 
     @property
     def iterator(self) -> Any:
@@ -174,19 +174,22 @@ class Stream:
     ) -> Advanced | None:
         """Runs one epoch, or its first batches."""
         executions = None if batches is None else -(-batches // self.model.steps_per_execution)
-        return self._pass(state, interrupt, executions, watched)
+        trained = self._pass(state, interrupt, executions, watched)
+        if trained is None and self._last is None:
+            raise no_batches(self.name)
+        self._last = trained or self._last  # where an epoch has no batch, Keras shows the one before again
+        return self._last
 
     def validate(self, state: State, epoch: int, interrupt: Interrupt) -> Advanced | None:
         """Runs one pass, from the beginning."""
         self.iterator.reset()
-        self._logs = {}
-        return self._pass(state, interrupt)
+        return self._pass(state, interrupt) or Advanced(state, {}, {})
 
     def mould(self, form: "Form", batch: Any) -> "Mould":
         """Returns the mould of stacks of this form; the first batch of a form is looked at."""
         if form not in self._moulds:
             check_batch(self.model, batch, self.name)
-            dtypes = [jnp.result_type(dtype) for _, dtype in form.arrays]
+            dtypes = [jnp.asarray(np.empty(0, dtype)).dtype for _, dtype in form.arrays]  # in 32 bits, as for Keras
             sizes = [math.prod(shape) * dtype.itemsize for (shape, _), dtype in zip(form.arrays, dtypes, strict=True)]
             capacity = max(1, min(STACK_BATCHES, STACK_BYTES // max(1, sum(sizes))))
             shapes = [(capacity, *shape) for shape, _ in form.arrays]
@@ -196,8 +199,11 @@ class Stream:
 
     def _pass(
         self, state: State, interrupt: Interrupt, executions: int | None = None, watched: bool = False
-    ) -> Advanced:
-        """Runs one pass; Ctrl-C ends it at once, for only copies of the state are at work."""
+    ) -> Advanced | None:
+        """Runs one pass; returns None if it had no batch.
+
+        Ctrl-C ends it at once: only copies of the state are at work.
+        """
         with interrupt.opened():
             is_whole, stopped_at = False, None
             try:
@@ -213,22 +219,13 @@ class Stream:
                 else:
                     is_whole = executions is None
                 work.finish()
-                return advanced(work.state, self._results(work), stopped_at)
+                return None if work.results is None else advanced(work.state, work.results, stopped_at)
             finally:
                 if not is_whole:
                     keras_internals.stop_reading(self.iterator)
 
     def _executions(self) -> Iterator[list]:
         return keras_internals.executions(self.iterator, self.model.steps_per_execution)
-
-    def _results(self, work: "Work") -> dict:
-        """Returns the logs of a pass; where it had no batch, Keras goes by what the pass before had logged."""
-        if work.results is not None:
-            self._logs = work.logs
-            return work.results
-        if self._logs is None:
-            raise no_batches(self.name)
-        return self.programs.results()(work.state, self._logs)
 
 
 def check_stream(name: str, stream: Any) -> None:
