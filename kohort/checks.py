@@ -165,7 +165,7 @@ def _check_beside_stream(kind: str, y: Any, sample_weight: Any, validation_data:
             f"`validation_split` must be left out where `x` is {kind}. "
             f"Received: {received('validation_split', recipe.validation_split)}. Pass `validation_data`."
         )
-    if recipe.class_weight is not None and kind in ("a generator", "a torch DataLoader"):
+    if recipe.class_weight is not None and kind not in ("a PyDataset", "a tf.data.Dataset"):
         raise ValueError(
             f"`class_weight` must be left out where `x` is {kind}. "
             f"Received: {received('class_weight', recipe.class_weight)}. "

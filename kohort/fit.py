@@ -49,20 +49,22 @@ def fit(
     """Trains the model as `model.fit` does, with all epochs in one compiled program.
 
     Weights, optimizer state, metrics, history and the random generators end exactly as `model.fit` leaves them (on CPU
-    bit for bit). What cannot be compiled, such as a generator as `x` or a callback that acts inside an epoch, runs
-    through `model.fit` itself, and a `FallBackWarning` says why. The program is compiled at the first fit of a model
-    and kept: other epochs and other data of the same shape need no compilation.
+    bit for bit). What cannot be compiled, such as a callback that acts inside an epoch, runs through `model.fit`
+    itself, and a `FallBackWarning` says why. The program is compiled at the first fit of a model and kept: other epochs
+    and other data of the same shape need no compilation. A stream of batches is read as Keras reads it, and several
+    batches go into one call.
 
     Args:
         model: A compiled Keras model on the JAX backend.
-        x: Samples: an array (sample, ...) of NumPy, JAX or pandas, or a list, tuple or dict of them.
-        y: Targets, likewise.
+        x: Samples: an array (sample, ...) of NumPy, JAX or pandas, or a list, tuple or dict of them; or a stream of
+            batches: a `keras.utils.PyDataset`, `tf.data.Dataset`, torch `DataLoader`, grain dataset or generator.
+        y: Targets, likewise; none beside a stream, whose batches are tuples (x, y) or (x, y, sample_weight).
         batch_size: Samples per step; 32 if not given.
         epochs: The epoch to stop after, as in Keras.
         verbose: 0 silent, 1 or "auto" one progress bar over all epochs, 2 one line per epoch.
         callbacks: Keras callbacks. Those that act at epochs are called as by Keras, one epoch per program call.
         validation_split: Share of the last rows that validate, in [0, 1).
-        validation_data: Tuple (x, y) or (x, y, sample_weight).
+        validation_data: Tuple (x, y) or (x, y, sample_weight), or a stream.
         shuffle: Whether rows are shuffled before each epoch (True), not at all (False), or within batches ("batch").
         class_weight: Class number to weight.
         sample_weight: Weights (sample,) or as in Keras.
@@ -161,9 +163,6 @@ def why_fall_back(
     model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any, callbacks: Any
 ) -> str | None:
     """Returns why Keras itself must run this fit, decided from what is asked, or None when it can be compiled."""
-    for name, stream in (("x", x), ("validation_data", validation_data)):
-        if keras_internals.stream_kind(stream) == "a grain dataset":
-            return f"`{name}` is a grain dataset"
     leaves = keras.tree.flatten((x, y, sample_weight, validation_data))
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"

@@ -110,8 +110,9 @@ def epoch_batches(iterator: Any, steps_per_execution: int) -> list[Any]:
 
 
 def is_empty_stream(stream: Any) -> bool:
-    """Says whether a stream is known to hold no batch; a generator is not asked, which would use up batches."""
-    return stream_kind(stream) != "a generator" and get_data_adapter(stream).num_batches == 0
+    """Says whether a stream is known to hold no batch; of one that would have to be read to know it, False."""
+    tells_its_length = stream_kind(stream) in ("a PyDataset", "a tf.data.Dataset", "a torch DataLoader")
+    return tells_its_length and get_data_adapter(stream).num_batches == 0
 
 
 def stop_reading(iterator: Any) -> None:
