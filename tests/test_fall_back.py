@@ -53,45 +53,7 @@ def fallen_back(reason):
 COMPILED = []
 
 
-# Streams and other data.
-
-
-def batches(forever=True):
-    while True:
-        for start in range(0, 40, 8):
-            yield X[start : start + 8], Y[start : start + 8]
-        if not forever:
-            return
-
-
-class Stream(keras.utils.PyDataset):
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, index):
-        return X[8 * index : 8 * index + 8], Y[8 * index : 8 * index + 8]
-
-
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_a_generator():
-    reasons = both(lambda: {"x": batches(), "epochs": 3, "steps_per_epoch": 5})
-
-    assert reasons == fallen_back("`x` is a generator")
-
-
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_a_generator_that_ends():
-    assert both(lambda: {"x": batches(forever=False)}) == fallen_back("`x` is a generator")
-
-
-def test_a_pydataset():
-    assert both(lambda: {"x": Stream(), "epochs": 3}) == fallen_back("`x` is a PyDataset")
-
-
-def test_validation_by_a_stream():
-    reasons = both(lambda: FIT | {"validation_data": Stream()})
-
-    assert reasons == fallen_back("`validation_data` is a PyDataset")
+# Data. Streams of batches need no fall back: see test_stream.py.
 
 
 def test_a_sparse_array():

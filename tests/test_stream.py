@@ -1,6 +1,5 @@
 """Data that come batch by batch leave exactly what `model.fit` leaves, and are read exactly as Keras reads them."""
 
-import os
 import signal
 import threading
 import warnings
@@ -37,7 +36,7 @@ class Stream(keras.utils.PyDataset):
 
     def __init__(self, *arrays, batch_size=8, form=tuple, **options):
         super().__init__(**options)
-        self.arrays, self.batch_size, self.form = arrays or (X, Y), batch_size, form
+        self.arrays, self.batch_size, self.form = arrays or (X[:40], Y[:40]), batch_size, form
         self.calls = []
 
     def __len__(self):
@@ -195,17 +194,16 @@ def named_form(parts):
 
 # name: (fit arguments made anew for each run, model)
 STREAMS = {
-    "dataset": (lambda: {"x": Stream()}, build_normalized),
+    "dataset": (lambda: {"x": Stream(X, Y)}, build_normalized),
     "without-shuffling": (lambda: {"x": Stream(), "shuffle": False}, build),
     "one-batch": (lambda: {"x": Stream(batch_size=64)}, build),
-    "whole-batches": (lambda: {"x": Stream(X[:40], Y[:40])}, build),
     "batches-of-one": (lambda: {"x": Stream(batch_size=1)}, build),
     "lists": (lambda: {"x": Stream(form=list)}, build),
-    "weights": (lambda: {"x": Stream(X, Y, W)}, build_weighted),
+    "weights": (lambda: {"x": Stream(X[:40], Y[:40], W[:40])}, build_weighted),
     "class-weights": (lambda: {"x": Stream(), "class_weight": {0: 0.3, 1: 2.0}}, build_weighted),
-    "classes": (lambda: {"x": Stream(X, CLASSES), "class_weight": {1: 0.5}}, build_classes),
-    "doubles": (lambda: {"x": Stream(X.astype("float64") / 3, Y.astype("int64"))}, build),
-    "jax-arrays": (lambda: {"x": Stream(jnp.asarray(X), jnp.asarray(Y))}, build),
+    "classes": (lambda: {"x": Stream(X[:40], CLASSES[:40]), "class_weight": {1: 0.5}}, build_classes),
+    "doubles": (lambda: {"x": Stream(X[:40].astype("float64") / 3, Y[:40].astype("int64"))}, build),
+    "jax-arrays": (lambda: {"x": Stream(jnp.asarray(X[:40]), jnp.asarray(Y[:40]))}, build),
     "one-pass-of-endless": (lambda: {"x": Endless(), "steps_per_epoch": 4}, build),
     "steps-beyond-an-epoch": (lambda: {"x": Stream(), "steps_per_epoch": 8, "shuffle": False}, build),
     "steps-within-an-epoch": (lambda: {"x": Stream(), "steps_per_epoch": 4}, build),
@@ -213,9 +211,9 @@ STREAMS = {
     "unbuilt": (lambda: {"x": Stream()}, build_unbuilt),
     "images": (lambda: {"x": Stream(IMAGES, Y[:20])}, build_images),
     "sequences": (lambda: {"x": Growing()}, build_sequences),
-    "names": (lambda: {"x": Stream(X, X[::-1], Y, form=named_form)}, build_named),
+    "names": (lambda: {"x": Stream(X[:40], X[:40], Y[:40], form=named_form)}, build_named),
     "sparse": (lambda: {"x": Sparse()}, build_sparse),
-    "own-step": (lambda: {"x": Stream(X, X)}, build_own_step),
+    "own-step": (lambda: {"x": Stream(X[:40], X[:40])}, build_own_step),
     "generator": (lambda: {"x": generator(), "steps_per_epoch": 5}, build_normalized),
     "generator-with-shorter-batches": (lambda: {"x": generator(batch_size=7), "steps_per_epoch": 5}, build),
     "generator-that-ends": (lambda: {"x": generator(7)}, build),
@@ -224,13 +222,13 @@ STREAMS = {
     "generator-and-executions": (
         lambda: {"x": generator(7), "steps_per_epoch": 3}, lambda: build(steps_per_execution=2),
     ),
-    "validation-by-a-stream": (lambda: {"x": Stream(), "validation_data": Stream(X[::2], Y[::2])}, build),
+    "validation-by-a-stream": (lambda: {"x": Stream(), "validation_data": Stream(X[:16], Y[:16])}, build),
     "validation-by-arrays": (
-        lambda: {"x": Stream(), "validation_data": (X[:20], Y[:20], W[:20]), "validation_batch_size": 6},
+        lambda: {"x": Stream(), "validation_data": (X[:20], Y[:20], W[:20]), "validation_batch_size": 10},
         build_weighted,
     ),
     "validation-of-arrays-by-a-stream": (
-        lambda: {"x": X, "y": Y, "batch_size": 16, "validation_split": 0.5, "validation_data": Stream(X, Y, W)},
+        lambda: {"x": X[:32], "y": Y[:32], "validation_split": 0.5, "validation_data": Stream(X[:40], Y[:40], W[:40])},
         build_weighted,
     ),
     "validation-steps": (
@@ -239,7 +237,7 @@ STREAMS = {
     "validation-frequency": (
         lambda: {"x": Stream(), "validation_data": Stream(), "validation_steps": 2, "validation_freq": [2, 3]}, build,
     ),
-    "validation-by-a-generator-that-ends": (lambda: {"x": X, "y": Y, "validation_data": generator(5)}, build),
+    "validation-by-a-generator-that-ends": (lambda: {"x": X[:32], "y": Y[:32], "validation_data": generator(5)}, build),
     "validation-by-noise": (lambda: {"x": Noisy(), "validation_data": Noisy(), "validation_freq": 2}, build),
     "initial-epoch": (lambda: {"x": Stream(), "initial_epoch": 2, "epochs": 4}, build),
 }  # fmt: skip
@@ -280,9 +278,9 @@ def test_a_dataset_with_workers(options):
     """A model that is built before: while Keras builds one, it throws away as many batches as its threads have read."""
 
     def fits():
-        data = {"x": Stream(**options), "validation_data": Stream(X[:20], Y[:20], **options), "epochs": 2}
+        data = {"x": Stream(**options), "validation_data": Stream(**options), "epochs": 2}
         endless = {"x": Endless(**options), "steps_per_epoch": 4, "epochs": 2}
-        return [{"x": X, "y": Y, "batch_size": 8}, data, endless]
+        return [{"x": X[:40], "y": Y[:40], "batch_size": 8}, data, endless]
 
     theirs, ours = run(by_keras, build, 3, fits()), run(by_kohort, build, 3, fits())
 
@@ -293,7 +291,10 @@ def test_a_dataset_with_workers(options):
 @pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_dataset_with_processes():
     def fits():
-        return [{"x": X, "y": Y, "batch_size": 8}, {"x": Stream(workers=1, use_multiprocessing=True), "epochs": 2}]
+        return [
+            {"x": X[:40], "y": Y[:40], "batch_size": 8},
+            {"x": Stream(workers=1, use_multiprocessing=True), "epochs": 2},
+        ]
 
     assert differences(run(by_keras, build, 3, fits()), run(by_kohort, build, 3, fits())) == []
 
@@ -362,7 +363,7 @@ def stacks(monkeypatch):
 
 
 def test_several_batches_go_into_one_call(unhurried, stacks):
-    kohort.fit(build(), Stream(batch_size=4), shuffle=False, verbose=0, epochs=2)
+    kohort.fit(build(), Stream(X, Y, batch_size=4), shuffle=False, verbose=0, epochs=2)
 
     assert stacks == [11, 1] * 2  # 11 batches of 4 rows, and one of 1 row
 
@@ -476,7 +477,7 @@ def test_callbacks_see_what_keras_shows_them(stops_before, steps_per_execution):
 
     def arguments():
         seen.append((noted := Noted(stops_before)).seen)
-        streams = {"x": Stream(), "validation_data": Stream(X[:20], Y[:20])}
+        streams = {"x": Stream(), "validation_data": Stream(X[:16], Y[:16])}
         return streams | {"epochs": 3, "callbacks": [noted, callbacks.EarlyStopping(monitor="val_loss", patience=1)]}
 
     def make():
@@ -503,6 +504,7 @@ class Failing(Stream):
         self.given += 1
         if self.given == self.at:
             self.error()
+            raise AssertionError("It went on.")
         return super().__getitem__(index)
 
 
@@ -517,7 +519,7 @@ def interrupted():
 @pytest.mark.parametrize(("error", "kind"), [(broken, OSError), (interrupted, KeyboardInterrupt)])
 @pytest.mark.parametrize("with_callbacks", [False, True])
 def test_an_error_of_the_data_leaves_the_last_finished_epoch(error, kind, with_callbacks):
-    """6 batches an epoch, one more to build the model: the third epoch fails."""
+    """5 batches an epoch, one more to build the model: the third epoch fails."""
 
     def fit(model, x, epochs):
         extra = {"callbacks": [callbacks.History()]} if with_callbacks else {}
@@ -525,8 +527,8 @@ def test_an_error_of_the_data_leaves_the_last_finished_epoch(error, kind, with_c
 
     keras.utils.set_random_seed(3)
     model = build()
-    with pytest.raises(kind, match="the disk is gone" if kind is OSError else ""):
-        fit(model, Failing(error, at=1 + 6 + 6 + 3), 5)
+    with pytest.raises(kind, match="the disk is gone" if kind is OSError else None):
+        fit(model, Failing(error, at=1 + 5 + 5 + 3), 5)
     keras.utils.set_random_seed(3)
     whole = build()
     fit(whole, Stream(), 2)
@@ -555,29 +557,6 @@ def test_no_thread_is_left_when_a_dataset_with_workers_fails(error, kind):
             if thread is not threading.current_thread():
                 thread.join(timeout=10)
         assert threading.active_count() == 1
-
-
-def test_ctrl_c_interrupts_data_that_wait_for_ever():
-    """Also where the fit does not read at that moment, as the handler is that of the whole fit."""
-    ready = threading.Event()
-
-    class Waiting(Stream):
-        def __getitem__(self, index):
-            if len(self.calls) > 8:
-                ready.set()
-                threading.Event().wait(30)
-                raise AssertionError("not interrupted")
-            return super().__getitem__(index)
-
-    def press():
-        ready.wait(30)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        kohort.fit(build(), Waiting(), epochs=9, verbose=0)
-    thread.join()
 
 
 EMPTY = "`{}` must give at least one batch. Received: {} that ends before its first batch. Check"
