@@ -37,6 +37,11 @@ def epochs_of(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation
     is_stream, validates_by_stream = (keras_internals.stream_kind(data) for data in (x, validation_data))
     if not is_stream and not validates_by_stream:
         return ArrayEpochs(model, inputs(model, x, y, sample_weight, validation_data, recipe), recipe)
+    validation: Any = None
+    if validates_by_stream:
+        validation = Stream(model, "validation_data", validation_data, steps_per_epoch=recipe.validation_steps)
+    elif validation_data is not None:
+        validation = ArrayValidation(model, *validation_inputs(validation_data, recipe, model.steps_per_execution))
     training: Any = None
     if is_stream:
         options = {"shuffle": recipe.shuffle, "class_weight": recipe.class_weight}
@@ -45,11 +50,6 @@ def epochs_of(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation
     else:
         unsplit = recipe._replace(validation_split=0.0)
         training = ArrayEpochs(model, inputs(model, x, y, sample_weight, None, unsplit), unsplit)
-    validation: Any = None
-    if validates_by_stream:
-        validation = Stream(model, "validation_data", validation_data, steps_per_epoch=recipe.validation_steps)
-    elif validation_data is not None:
-        validation = ArrayValidation(model, *validation_inputs(validation_data, recipe, model.steps_per_execution))
     return StreamEpochs(training, validation, recipe.validation_freq)
 
 
@@ -115,9 +115,8 @@ class ArrayValidation:
 
 def advanced(state: State, logs: dict, stopped_at: int | None = None) -> Advanced:
     """Returns the outcome of one pass."""
-    return Advanced(
-        state, *log_columns((jax.tree.map(lambda log: log[None], jax.device_get(logs)), {}), None, 1), stopped_at
-    )
+    of_one_epoch = jax.tree.map(lambda log: log[None], jax.device_get(logs))
+    return Advanced(state, *log_columns((of_one_epoch, {}), None, 1), stopped_at)
 
 
 # --- a stream ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from keras import callbacks, layers
 from oracle import by_keras, by_kohort, differences, outcome, run
 
 import kohort
-from kohort import stream
+from kohort import keras_internals, stream
+from kohort.checks import Recipe
+from kohort.progress import Interrupt
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(45, 3)).astype("float32")
@@ -488,6 +490,24 @@ def test_callbacks_see_what_keras_shows_them(stops_before, steps_per_execution):
     assert differences(theirs, ours) == []
     assert differences(*seen) == []
     assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize(("steps_per_execution", "last"), [(1, 2), (2, 3)])
+def test_a_watched_epoch_ends_where_its_loss_is_not_finite(steps_per_execution, last):
+    """After the execution that holds the third batch, as `TerminateOnNaN` ends it; no batch is read beyond."""
+    x = X[:40].copy()
+    x[16] = np.nan
+    data = Stream(x, Y[:40])
+    model = build(steps_per_execution=steps_per_execution)
+    recipe = Recipe(shuffle=False)
+    source = stream.epochs_of(model, data, None, None, None, recipe)
+    data.calls.clear()
+
+    trained = source.train(keras_internals.read_state(model), 0, Interrupt(), watched=True)
+
+    assert trained.stopped_at == last
+    assert np.isnan(trained.logs["loss"])
+    assert data.calls == ["begin", *range(last + 1)]
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
