@@ -321,17 +321,18 @@ class BatchOrder:
             break
         self._iterator.reset()
 
-    def draw(self, count: int, capacity: int, generator: Any = np.random) -> Schedule:
+    def draw(self, count: int, capacity: int, generator: Any = np.random, room: np.ndarray | None = None) -> Schedule:
         """Draws the next `count` epochs into arrays with room for `capacity`.
 
         Args:
             count: Number of epochs.
             capacity: Length of the arrays' epoch axis.
             generator: Where a plain order is drawn from; Keras's iterator always draws from `np.random`.
+            room: Rows of an earlier draw that nobody reads any more, to draw into.
         """
         if not self.carries_rows:
             return Schedule()
-        rows = aligned_zeros((capacity, self.cut.rows), np.min_scalar_type(self.cut.rows))
+        rows = aligned_zeros((capacity, self.cut.rows), np.min_scalar_type(self.cut.rows)) if room is None else room
         if self.is_plain:
             rows[:count] = permutations(generator, self.cut.rows, count)
             return Schedule(rows)

@@ -73,6 +73,7 @@ class ArrayEpochs:
         self.order = BatchOrder(data.training.rows, recipe, model.steps_per_execution)
         self.capacity = engine.capacity(self.order.row_bytes)
         self.steps: int | None = recipe.steps_per_epoch or data.cut.full + bool(data.cut.partial)
+        self.room: Any = None
         self.programs = programs_of(model)
         self.program = self.programs.epochs(data.cut, data.validation_cut, self.capacity)
         self.pace = self.programs.pace(self.capacity, data.cut, data.validation_cut, shapes_of(data))
@@ -86,7 +87,7 @@ class ArrayEpochs:
         validates = validation_epochs(self.data, self.recipe, epochs, self.capacity)
         validation = self.data.validation.batch if self.data.validation else None
         with restored_generator() as kept:
-            schedule = self.order.draw(len(epochs), self.capacity)._replace(validates=validates)
+            schedule = self._draw(len(epochs))._replace(validates=validates)
             done = self._run(self.program, self.pace, state, validation, schedule, len(epochs), interrupt)
             kept.append(done)
         return Advanced(done[0], *log_columns(done[1], validates, len(epochs))) if done else None
@@ -96,7 +97,7 @@ class ArrayEpochs:
     ) -> Advanced | None:
         """Runs the training of one epoch, or its first batches."""
         with restored_generator() as kept:
-            schedule = self.order.draw(1, self.capacity)
+            schedule = self._draw(1)
             if batches is not None:
                 schedule = self._first(schedule, batches)
             done = self._train(state, schedule, interrupt, watched)
@@ -107,6 +108,12 @@ class ArrayEpochs:
         if watched and not np.isfinite(trained.logs.get("loss", 0.0)):
             return self._until_not_finite(state, schedule, interrupt)
         return trained
+
+    def _draw(self, count: int) -> Schedule:
+        """Draws into the rows of the last call, which has ended: a call that is given up ends the fit."""
+        schedule = self.order.draw(count, self.capacity, room=self.room)
+        self.room = schedule.rows
+        return schedule
 
     def _train(self, state: State, schedule: Schedule, interrupt: Interrupt, keeps: bool) -> tuple | None:
         program = self.programs.epochs(self.data.cut, None, self.capacity)
@@ -149,8 +156,7 @@ class ArrayEpochs:
         is_short = pace.seconds_per_epoch is not None and pace.seconds_per_epoch < engine.CALL_SECONDS / 2
         spends = count == 1 and is_short and not keeps
         start = time.perf_counter()
-        given, state = state, program(state, self.data.training.batch, validation, schedule, count, spends=spends)
-        state, logs = state
+        new, logs = program(state, self.data.training.batch, validation, schedule, count, spends=spends)
         finished = False
         try:
             finished = (
@@ -158,12 +164,12 @@ class ArrayEpochs:
             )
         finally:
             if spends and not finished:  # a signal handler of somebody else's raised: what was given is gone
-                for old, new in zip(given, state, strict=True):
-                    old[:] = new
+                for old, left in zip(state, new, strict=True):
+                    old[:] = left
         if not finished:
             return None
         pace.record(count, time.perf_counter() - start)
-        return state, logs
+        return new, logs
 
     def validates_at(self, epoch: int) -> bool:
         """Says whether there are validation data, and whether it is their turn."""

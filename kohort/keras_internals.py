@@ -153,14 +153,19 @@ def build_like(model: keras.Model, batch: Any) -> None:
 
 def read_state(model: keras.Model) -> State:
     """Returns the arrays that training changes, in Keras's order."""
+    return values_of(variables_of(model))
+
+
+def values_of(variables: State) -> State:
+    """Returns the arrays that these variables hold."""
     # `value` looks for scopes first, none of which is open here; a variable without a value makes one there.
-    return State(*([v.value if v._value is None else v._value for v in part] for part in _variables(model)))
+    return State(*([v.value if v._value is None else v._value for v in part] for part in variables))
 
 
-def attach(model: keras.Model, state: State) -> None:
-    """Puts the arrays that a program made of the model's state into its variables, which they fit."""
-    for variables, values in zip(_variables(model), state, strict=True):
-        attach_to(variables, values)
+def attach(variables: State, state: State) -> None:
+    """Puts the arrays that a program made of the values of these variables into them."""
+    for part, values in zip(variables, state, strict=True):
+        attach_to(part, values)
 
 
 def attach_to(variables: list, values: list) -> None:
@@ -171,12 +176,13 @@ def attach_to(variables: list, values: list) -> None:
 
 def write_state(model: keras.Model, state: State) -> None:
     """Puts any arrays into the model's variables."""
-    for variables, values in zip(_variables(model), state, strict=True):
+    for variables, values in zip(variables_of(model), state, strict=True):
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
 
-def _variables(model: keras.Model) -> State:
+def variables_of(model: keras.Model) -> State:
+    """Returns the variables whose values are the state."""
     optimizer = model.optimizer
     return State(
         model.trainable_variables,

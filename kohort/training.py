@@ -5,6 +5,7 @@ its `History`. The room exists so that callbacks, progress, interrupts and the b
 whatever the batches come from.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -43,7 +44,8 @@ class Training:
         model.stop_training = False
         self.callbacks.on_train_begin()
         epoch = keras_internals.first_epoch(model, self.recipe.initial_epoch)
-        self.state = keras_internals.read_state(model)
+        self.variables = keras_internals.variables_of(model)
+        self.state = keras_internals.values_of(self.variables)
         with held_interrupt() as interrupt:
             try:
                 while epoch < self.recipe.epochs and not interrupt:
@@ -53,7 +55,7 @@ class Training:
             finally:
                 # With callbacks the model is up to date, also where one of them failed half-way.
                 if not self.has_callbacks:
-                    keras_internals.attach(model, self.state)
+                    keras_internals.attach(self.variables, self.state)
                 model.optimizer.finalize_variable_values(model.trainable_weights)
                 self.progress.finish()
         self.callbacks.on_train_end(self.logs)
@@ -64,7 +66,7 @@ class Training:
         if self.has_callbacks:
             return self._call_with_callbacks(epoch, interrupt)
         count = self.source.most(1 if self.progress.is_per_epoch else self.recipe.epochs - epoch)
-        advanced = self._take(self.source.advance(self.state, range(epoch, epoch + count), interrupt))
+        advanced = self._take(self.source.advance, range(epoch, epoch + count), interrupt)
         if advanced is None:
             return 0
         self.model.history.epoch.extend(range(epoch, epoch + count))
@@ -73,8 +75,15 @@ class Training:
         self.progress.update(epoch, count, self.logs)
         return count
 
-    def _take(self, advanced: Advanced | None) -> Advanced | None:
-        """Takes over state and logs of what was finished."""
+    def _take(self, run: Callable, *args: Any, **options: Any) -> Advanced | None:
+        """Runs a method of the source and takes over the state and the logs of what was finished."""
+        advanced, is_over = None, False
+        try:
+            advanced = run(self.state, *args, **options)
+            is_over = True
+        finally:
+            if not is_over and self.has_callbacks:  # what the source was given may be used up, and is then replaced
+                keras_internals.attach(self.variables, self.state)
         if advanced is not None:
             self.state, self.logs = advanced.state, advanced.logs
         return advanced
@@ -82,20 +91,14 @@ class Training:
     # Between callbacks, which see the model as it then is and may change it.
 
     def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
-        model = self.model
-        before = keras_internals.read_state(model)
+        before = keras_internals.values_of(self.variables)
         self._reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
         self._read_state(before)
-        is_done = False
-        try:
-            is_done = self._run_epoch(epoch, interrupt)
-        finally:
-            # What an exception leaves is what Keras leaves: the state as far as it was trained.
-            given_up = not is_done and interrupt
-            keras_internals.attach(model, before if given_up else self.state)
-        if not is_done:
+        if not self._run_epoch(epoch, interrupt):
+            keras_internals.attach(self.variables, before)
             return 0
+        keras_internals.attach(self.variables, self.state)
         self.callbacks.on_epoch_end(epoch, self.logs)
         self.progress.update(epoch, 1, self.logs)
         return 1
@@ -104,16 +107,16 @@ class Training:
         """Runs one epoch and says whether it was finished."""
         validates = self.source.validates_at(epoch)
         if not (self.watching or self.model.stop_training or (validates and self.looks_at_validation)):
-            return self._take(self.source.advance(self.state, range(epoch, epoch + 1), interrupt)) is not None
+            return self._take(self.source.advance, range(epoch, epoch + 1), interrupt) is not None
         # Keras looks whether it shall stop after each execution: stopped before an epoch, it still runs the first.
         batches = self.model.steps_per_execution if self.model.stop_training else None
         watched = bool(self.watching)
         generator = np.random.get_state()
-        trained = self._take(self.source.train(self.state, epoch, interrupt, batches=batches, watched=watched))
+        trained = self._take(self.source.train, epoch, interrupt, batches=batches, watched=watched)
         if trained is None:
             return False
         if trained.stopped_at is not None:
-            keras_internals.attach(self.model, self.state)
+            keras_internals.attach(self.variables, self.state)
             for callback in self.watching:
                 callback.on_batch_end(trained.stopped_at, dict(self.logs))
         if validates and not self._validate(epoch, interrupt):
@@ -125,14 +128,14 @@ class Training:
         """Runs the validation of an epoch, between the callbacks that look at it, and says whether it was finished."""
         logs = self.logs
         if self.looks_at_validation:
-            keras_internals.attach(self.model, self.state)
+            keras_internals.attach(self.variables, self.state)
             self.callbacks.on_test_begin()
             self._read_state(self.state)
-        validated = self._take(self.source.validate(self.state, epoch, interrupt))
+        validated = self._take(self.source.validate, epoch, interrupt)
         if validated is None:
             return False
         if self.looks_at_validation:
-            keras_internals.attach(self.model, self.state)
+            keras_internals.attach(self.variables, self.state)
             self.callbacks.on_test_end(validated.logs)
             self._read_state(self.state)
         self.logs = {**logs, **{f"val_{name}": value for name, value in validated.logs.items()}}
@@ -155,7 +158,8 @@ class Training:
                 f"Received: model={self.model.name!r}, which a callback compiled anew. "
                 "Compile it after the fit, and fit it again."
             )
-        state = keras_internals.read_state(self.model)
+        self.variables = keras_internals.variables_of(self.model)
+        state = keras_internals.values_of(self.variables)
         # A program resets the metrics itself and may use up what it gets: `blank` is not given away.
         is_blank = all(a is b for a, b in zip(state.metrics_variables, self.blank, strict=False))
         self.state = state._replace(metrics_variables=before.metrics_variables) if is_blank else state

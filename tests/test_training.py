@@ -244,7 +244,7 @@ class Failing(callbacks.Callback):
 
     def __init__(self, hook):
         super().__init__()
-        for name in ("on_epoch_begin", "on_epoch_end", "on_train_begin", "on_test_begin", "on_test_end"):
+        for name in ("on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_end"):
             if name == hook:
                 setattr(self, name, self.fail)
 
@@ -254,7 +254,7 @@ class Failing(callbacks.Callback):
             raise KeyError("mine")
 
 
-@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_end"])
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_end"])
 def test_an_error_in_a_callback_leaves_what_keras_leaves(hook):
     def failing(train):
         def fit(model, **arguments):
