@@ -173,17 +173,36 @@ def build_like(model: keras.Model, batch: Any) -> None:
 
 def read_state(model: keras.Model) -> State:
     """Returns the arrays that training changes, in Keras's order."""
-    return State(*([v.value for v in variables] for variables in _variables(model)))
+    return values_of(variables_of(model))
+
+
+def values_of(variables: State) -> State:
+    """Returns the arrays that these variables hold."""
+    # `value` looks for scopes first, none of which is open here; a variable without a value makes one there.
+    return State(*([v.value if v._value is None else v._value for v in part] for part in variables))
+
+
+def attach(variables: State, state: State) -> None:
+    """Puts the arrays that a program made of the values of these variables into them."""
+    for part, values in zip(variables, state, strict=True):
+        attach_to(part, values)
+
+
+def attach_to(variables: list, values: list) -> None:
+    """Puts arrays into variables whose shapes and types they have: `assign` would check and convert each."""
+    for variable, value in zip(variables, values, strict=True):
+        variable._direct_assign(value)
 
 
 def write_state(model: keras.Model, state: State) -> None:
-    """Puts the arrays of `state` into the model's variables."""
-    for variables, values in zip(_variables(model), state, strict=True):
+    """Puts any arrays into the model's variables."""
+    for variables, values in zip(variables_of(model), state, strict=True):
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
 
-def _variables(model: keras.Model) -> State:
+def variables_of(model: keras.Model) -> State:
+    """Returns the variables whose values are the state."""
     optimizer = model.optimizer
     return State(
         model.trainable_variables,
