@@ -6,6 +6,7 @@ imported inside the functions: each function runs in a process of its own and se
 
 import functools
 import itertools
+import random
 import resource
 import statistics
 import sys
@@ -31,6 +32,7 @@ class Problem(NamedTuple):
     epochs: int
     slow_epochs: int  # for contenders that would need minutes; their time counts per epoch
     members: int
+    is_stream: bool = False  # whether the data come batch by batch, from a PyDataset
 
     @property
     def network(self) -> str:
@@ -72,6 +74,14 @@ MOONS = Problem(
     slow_epochs=20,
     members=64,
 )
+STREAM = MOONS._replace(
+    name="stream",
+    title=f"3,200 such points from a PyDataset, batch by batch; otherwise {MOONS.title.split('; ', 1)[1]}",
+    rows=3200,
+    epochs=10,
+    slow_epochs=2,
+    is_stream=True,
+)
 
 
 def begin(hidden: set[str], target: Callable, *arguments: Any) -> None:
@@ -97,6 +107,23 @@ def data(problem: Problem) -> tuple:
 
         x, y = make_moons(n_samples=problem.rows, noise=0.1, random_state=0)
     return x.astype("float32"), y.astype("float32")
+
+
+def batches(problem: Problem) -> Any:
+    """Returns the data as a PyDataset."""
+    import keras
+
+    x, y = data(problem)
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return -(-problem.rows // problem.batch_size)
+
+        def __getitem__(self, index: int) -> tuple:
+            rows = slice(index * problem.batch_size, (index + 1) * problem.batch_size)
+            return x[rows], y[rows]
+
+    return Batches()
 
 
 def compiled(problem: Problem, model: Any = None, steps_per_execution: int = 1) -> Any:
@@ -134,7 +161,10 @@ def warm_fit(problem: Problem, train: Callable, steps_per_execution: int) -> Onc
     import keras
     import numpy as np
 
-    x, y = data(problem)
+    if problem.is_stream:
+        arguments: dict[str, Any] = {"x": batches(problem)}
+    else:
+        arguments = {**dict(zip("xy", data(problem), strict=True)), "batch_size": problem.batch_size}
     base = compiled(problem)
     keras.utils.set_random_seed(0)
     model = compiled(problem, base, steps_per_execution)
@@ -145,10 +175,11 @@ def warm_fit(problem: Problem, train: Callable, steps_per_execution: int) -> Onc
     def once(epochs: int) -> Fit:
         for variable, value in zip(variables, beginning, strict=True):
             variable.assign(value)
+        random.seed(0)
         np.random.seed(0)
         np.random.permutation(problem.rows)  # a fresh model's fit reads one batch more, to build losses and metrics
         start = time.perf_counter()
-        history = train(model, x, y, batch_size=problem.batch_size, epochs=epochs, verbose=0)
+        history = train(model, epochs=epochs, verbose=0, **arguments)
         return Fit(time.perf_counter() - start, history.history["loss"][-1])
 
     return once

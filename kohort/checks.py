@@ -118,26 +118,60 @@ def _check_class_weights(class_weight: Any) -> None:
             )
 
 
-# --- arrays -----------------------------------------------------------------------------------------------------------
+# --- all data of a fit ------------------------------------------------------------------------------------------------
 
 
 def check_data(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any, recipe: Recipe) -> None:
-    """Raises unless arrays and recipe fit each other and the model; streams of batches are not looked into.
+    """Raises unless arrays and recipe fit each other and the model; batches of streams are checked as they come.
 
     Raises:
         TypeError: If something is not an array of numbers.
         ValueError: If a shape or a value does not fit.
     """
-    if keras_internals.are_not_dense(x, y, sample_weight, validation_data):
+    kind = keras_internals.stream_kind(x)
+    if kind:
+        _check_beside_stream(kind, y, sample_weight, validation_data, recipe)
+    elif not _has_sparse(x, y, sample_weight):
+        rows = check_arrays(x, y, sample_weight)
+        check_features(model, x)
+        check_targets(model, y)
+        _check_weighting(recipe.class_weight, y, sample_weight)
+        if recipe.validation_split and validation_data is None:
+            _check_split(recipe.validation_split, rows)
+    if validation_data is None or keras_internals.stream_kind(validation_data):
         return
-    rows = check_arrays(x, y, sample_weight)
-    check_features(model, x)
-    check_targets(model, y)
-    _check_weighting(recipe.class_weight, y, sample_weight)
-    if validation_data is not None:
+    if not _has_sparse(validation_data):
         _check_validation_data(model, validation_data)
-    elif recipe.validation_split:
-        _check_split(recipe.validation_split, rows)
+
+
+def _has_sparse(*structures: Any) -> bool:
+    return any(map(keras_internals.is_sparse, tree.flatten(structures)))
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def _check_beside_stream(kind: str, y: Any, sample_weight: Any, validation_data: Any, recipe: Recipe) -> None:
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if value is not None:
+            raise ValueError(
+                f"`{name}` must be left out where `x` is {kind}. Received: {received(name, value)}. "
+                "Let each batch be a tuple (x, y) or (x, y, sample_weight)."
+            )
+    if recipe.validation_split and validation_data is None:
+        raise ValueError(
+            f"`validation_split` must be left out where `x` is {kind}. "
+            f"Received: {received('validation_split', recipe.validation_split)}. Pass `validation_data`."
+        )
+    if recipe.class_weight is not None and kind not in ("a PyDataset", "a tf.data.Dataset"):
+        raise ValueError(
+            f"`class_weight` must be left out where `x` is {kind}. "
+            f"Received: {received('class_weight', recipe.class_weight)}. "
+            "Let each batch be a tuple (x, y, sample_weight)."
+        )
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
 
 def check_arrays(x: Any, y: Any = None, sample_weight: Any = None, argument: str = "") -> int:

@@ -144,11 +144,14 @@ def inputs(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_da
     cut = _cut(training.rows, recipe.batch_size, recipe.steps_per_epoch)
     if validation_data is None:
         return Inputs(training, cut, None, None, iterator)
+    return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), iterator)
+
+
+def validation_inputs(validation_data: Any, recipe: Recipe, steps_per_execution: int) -> tuple[Samples, Cut]:
+    """Converts the arrays that validate and cuts them into batches as Keras does."""
     validation = _converted(*(*validation_data, None)[:3])
     batch_size = recipe.validation_batch_size or recipe.batch_size
-    return Inputs(
-        training, cut, validation, pass_cut(validation.rows, batch_size, recipe.validation_steps, steps), iterator
-    )
+    return validation, pass_cut(validation.rows, batch_size, recipe.validation_steps, steps_per_execution)
 
 
 def default_batch_size(rows: int, batch_size: int | None, steps: int | None) -> int:
@@ -221,18 +224,18 @@ class BatchOrder:
         """Returns room for row numbers: `axes`, the last of which is epoch, and one axis more, row."""
         return engine.room((*axes, self.cut.rows), np.min_scalar_type(self.cut.rows))
 
-    def draw(self, count: int, capacity: int, generator: Any = np.random, rows: np.ndarray | None = None) -> Schedule:
+    def draw(self, count: int, capacity: int, generator: Any = np.random, room: np.ndarray | None = None) -> Schedule:
         """Draws the next `count` epochs into arrays with room for `capacity`.
 
         Args:
             count: Number of epochs.
             capacity: Length of the arrays' epoch axis.
             generator: Where a plain order is drawn from; Keras's iterator always draws from `np.random`.
-            rows: Room for the row numbers, (epoch, row); made if not given.
+            room: Where the row numbers go, (epoch, row), with nobody reading it any more; made if not given.
         """
         if not self.carries_rows:
             return Schedule()
-        rows = self.room(capacity) if rows is None else rows
+        rows = self.room(capacity) if room is None else room
         if self.is_plain:
             rows[:count] = permutations(generator, self.cut.rows, count)
             return Schedule(rows)

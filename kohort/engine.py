@@ -217,6 +217,39 @@ def evaluate_program(functions: Functions, cut: Cut) -> Callable:
     return run
 
 
+def begin_program(functions: Functions) -> Callable:
+    """Returns `run(state)`: a copy of the state to work in, with its metrics reset, as a pass over batches begins."""
+
+    def run(state: State) -> State:
+        return functions.reset_metrics(jax.tree.map(jnp.copy, state))
+
+    return run
+
+
+def batches_program(functions: Functions, step: Callable, capacity: int) -> Callable:
+    """Returns `run(state, batches, count)`: the first `count` of a stack of batches that all have the same shape.
+
+    A pass is any number of such calls. Each returns the state, the logs of its last step, and the logs of the pass as
+    they would be if it ended there. The arrays of the stack have a leading axis of length `capacity`.
+    """
+
+    def run(state: State, batches: Any, count: Any) -> tuple[State, dict, dict]:
+        def batch_at(place: Any) -> Any:
+            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), batches)
+
+        traced, (logs, _) = traced_once(step, state, batch_at(0))
+
+        def one(carry: tuple, place: Any) -> tuple:
+            return behind_barrier(canonical_convolutions(traced))(carry[1], batch_at(place[0]))
+
+        no_logs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), logs)
+        stack = Cut(batch_size=1, full=capacity, partial=0)
+        carry = run_batches(one, (no_logs, state), stack, Unknown.of(count, state), jnp.arange(capacity), count)
+        return carry[1], carry[0], op_by_op(functions.results)(carry[1], carry[0])
+
+    return run
+
+
 def predict_program(functions: Functions, cut: Cut) -> Callable:
     """Returns `run(state, samples)`: the outputs for all rows (leading axis `sample`) for one member."""
 
@@ -233,6 +266,19 @@ def predict_program(functions: Functions, cut: Cut) -> Callable:
         return jax.tree.map(lambda *outputs: jnp.concatenate(outputs), *parts)
 
     return run
+
+
+def traced_once(function: Callable, *args: Any) -> tuple[Callable, Any]:
+    """Returns `function` as traced for arguments of these shapes, and the shapes of its results.
+
+    Tracing a network's step costs as much as compiling it; what is traced is traced anew in no time.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+
+    def run(*args: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+
+    return run, shapes
 
 
 def behind_barrier(function: Callable) -> Callable:
@@ -341,12 +387,13 @@ def training_call(run: Callable) -> Callable:
     """Compiles a training program; each call gets a copy of the state to work in, the caller's own stays as it is.
 
     Keras donates the state to its step, and that, too, is seen in last bits: where an array is updated in place, the
-    compiler vectorises otherwise. A copy costs less than it would to lose the state when a call fails.
+    compiler vectorises otherwise. A copy costs less than it would to lose the state when a call fails; where it counts,
+    `spends=True` does without.
     """
     program = jax.jit(run, donate_argnums=0)
 
-    def call(state: State, *args: Any) -> tuple:
-        return program(_copied(state), *(on_device(arg) if isinstance(arg, Schedule) else arg for arg in args))
+    def call(state: State, *args: Any, spends: bool = False) -> Any:
+        return program(state if spends else _copied(state), *args)
 
     return call
 
@@ -392,11 +439,6 @@ def room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     raw = np.zeros(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def on_device(schedule: Schedule) -> Schedule:
-    """Hands the row numbers of a `room` to the device; nobody may write into them afterwards."""
-    return schedule if schedule.rows is None else schedule._replace(rows=jax.device_put(schedule.rows))
 
 
 def capacity(row_bytes: int) -> int:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kohort import keras_internals
+from kohort import keras_callbacks, keras_internals
 from kohort.checks import Recipe, check_data, check_recipe, received
-from kohort.data import inputs
-from kohort.epochs import ArrayEpochs
 from kohort.report import COMPILED, KERAS, recorded
+from kohort.stream import epochs_of
 from kohort.training import Training
 
 
@@ -73,20 +72,22 @@ def fit(
     """Trains the model as `model.fit` does, with all epochs in one compiled program.
 
     Weights, optimizer state, metrics, history and the random generators end exactly as `model.fit` leaves them (on CPU
-    bit for bit). What cannot be compiled, such as a generator as `x` or a callback that acts inside an epoch, runs
-    through `model.fit` itself, and a `FallBackWarning` says why. The program is compiled at the first fit of a model
-    and kept: other epochs and other data of the same shape need no compilation.
+    bit for bit). What cannot be compiled, such as a callback that acts inside an epoch, runs through `model.fit`
+    itself, and a `FallBackWarning` says why. The program is compiled at the first fit of a model and kept: other epochs
+    and other data of the same shape need no compilation. A stream of batches is read as Keras reads it, and several
+    batches go into one call.
 
     Args:
         model: A compiled Keras model on the JAX backend.
-        x: Samples: an array (sample, ...) of NumPy, JAX or pandas, or a list, tuple or dict of them.
-        y: Targets, likewise.
+        x: Samples: an array (sample, ...) of NumPy, JAX or pandas, or a list, tuple or dict of them; or a stream of
+            batches: a `keras.utils.PyDataset`, `tf.data.Dataset`, torch `DataLoader`, grain dataset or generator.
+        y: Targets, likewise; none beside a stream, whose batches are tuples (x, y) or (x, y, sample_weight).
         batch_size: Samples per step; 32 if not given.
         epochs: The epoch to stop after, as in Keras.
         verbose: 0 silent, 1 or "auto" one progress bar over all epochs, 2 one line per epoch.
         callbacks: Keras callbacks. Those that act at epochs are called as by Keras, one epoch per program call.
         validation_split: Share of the last rows that validate, in [0, 1).
-        validation_data: Tuple (x, y) or (x, y, sample_weight).
+        validation_data: Tuple (x, y) or (x, y, sample_weight), or a stream.
         shuffle: Whether rows are shuffled before each epoch (True), not at all (False), or within batches ("batch").
         class_weight: Class number to weight.
         sample_weight: Weights (sample,) or as in Keras.
@@ -147,8 +148,8 @@ def train(model: keras.Model, request: Request) -> keras.callbacks.History:
 
 def training(model: keras.Model, request: Request) -> Training:
     """Prepares a compiled fit: the model is built, nothing is trained yet."""
-    data = inputs(model, *request[:4], request.recipe)
-    return Training(model, ArrayEpochs(model, data, request.recipe), request.recipe, request.callbacks, request.verbose)
+    source = epochs_of(model, *request[:4], request.recipe)
+    return Training(model, source, request.recipe, request.callbacks, request.verbose)
 
 
 # What `kohort.install` puts in the place of Keras's `fit`, with what it replaced.
@@ -219,25 +220,17 @@ def why_fall_back(model: keras.Model, request: Request, inside_fit: bool = False
     """
     if _has_own_fit(model) and not inside_fit:
         return f"{type(model).__name__} overrides `fit`"
-    for name, stream in (("x", request.x), ("validation_data", request.validation_data)):
-        kind = keras_internals.stream_kind(stream)
-        if kind:
-            return f"`{name}` is {kind}"
     leaves = keras.tree.flatten(request[:4])
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"
-    return keras_internals.why_keras_must_run(model) or _callback_reason(request.callbacks)
+    return keras_internals.why_keras_must_run(model) or _callback_reason(model, request.callbacks)
 
 
-EPOCH_HOOKS = {"on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end"}
-
-
-def _callback_reason(callbacks: Any) -> str | None:
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return "`callbacks` is a CallbackList"
-    inner_hooks = [h for h in dir(keras.callbacks.Callback) if h.startswith("on_") and h not in EPOCH_HOOKS]
-    for callback in keras.tree.flatten(callbacks) if callbacks else []:
-        for hook in inner_hooks:
-            if getattr(getattr(callback, hook), "__func__", None) is not getattr(keras.callbacks.Callback, hook):
-                return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
+def _callback_reason(model: keras.Model, callbacks: Any) -> str | None:
+    if isinstance(callbacks, keras.callbacks.CallbackList) and type(callbacks) is not keras.callbacks.CallbackList:
+        return "`callbacks` is a CallbackList of another class"
+    for callback in keras_callbacks.listed(callbacks):
+        hook = keras_callbacks.inner_hook(callback, model)
+        if hook:
+            return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
     return None

@@ -6,12 +6,13 @@ names it).
 """
 
 import functools
+import itertools
 import random
 import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
@@ -26,6 +27,7 @@ from keras.src.trainers.data_adapters import (
     array_data_adapter,
     array_slicing,
     data_adapter_utils,
+    get_data_adapter,
     is_grain_dataset,
     is_tf_dataset,
     is_torch_dataloader,
@@ -56,9 +58,7 @@ def is_sparse(leaf: Any) -> bool:
 
 def are_not_dense(x: Any, *others: Any) -> bool:
     """Says whether data come other than as dense arrays: as a stream, or sparse."""
-    if any(map(stream_kind, (x, *others))):
-        return True
-    return any(map(is_sparse, tree.flatten((x, others))))
+    return any(map(stream_kind, (x, *others))) or any(map(is_sparse, tree.flatten((x, others))))
 
 
 def stream_kind(x: Any) -> str | None:
@@ -78,9 +78,16 @@ def validation_split(arrays: Any, fraction: float) -> tuple[Any, Any]:
     return array_slicing.train_validation_split(arrays, validation_split=fraction)
 
 
+class _HostIterator(JAXEpochIterator):
+    """Keras's iterator, without its look-ahead to an accelerator: batches stay in memory until kohort sends them."""
+
+    def _get_iterator(self) -> Any:
+        return self.data_adapter.get_jax_iterator()
+
+
 def epoch_iterator(x: Any, y: Any = None, sample_weight: Any = None, **arguments: Any) -> Any:
     """Returns the iterator over batches that `model.fit` would make."""
-    return JAXEpochIterator(x=x, y=y, sample_weight=sample_weight, **arguments)
+    return _HostIterator(x=x, y=y, sample_weight=sample_weight, **arguments)
 
 
 def whole_batch(x: Any, y: Any, sample_weight: Any, class_weight: Any, rows: int) -> Any:
@@ -89,18 +96,31 @@ def whole_batch(x: Any, y: Any, sample_weight: Any, class_weight: Any, rows: int
     return next(iterator.data_adapter.get_jax_iterator())
 
 
-def epoch_batches(iterator: Any, steps_per_execution: int) -> list[Any]:
-    """Returns the batches of one epoch, read the way `JAXTrainer.fit` reads them."""
-    batches = []
+def executions(iterator: Any, steps_per_execution: int) -> Iterator[list[Any]]:
+    """Yields the batches of one epoch, read the way `JAXTrainer.fit` reads them: those of each execution together."""
     with iterator.catch_stop_iteration():
         for _, _, source in iterator:
-            batches.append(next(source))
-            # One execution takes up to `steps_per_execution` batches; the data may end inside it.
-            for _ in range(steps_per_execution - 1):
-                batch = next(source, None)
-                if batch is not None:
-                    batches.append(batch)
-    return batches
+            # One execution takes up to `steps_per_execution` batches; the data may end inside it, but not before.
+            yield [next(source), *itertools.islice(source, steps_per_execution - 1)]
+
+
+def epoch_batches(iterator: Any, steps_per_execution: int) -> list[Any]:
+    """Returns the batches of one epoch."""
+    return [batch for batches in executions(iterator, steps_per_execution) for batch in batches]
+
+
+def is_empty_stream(stream: Any) -> bool:
+    """Says whether a stream is known to hold no batch; of one that would have to be read to know it, False."""
+    tells_its_length = stream_kind(stream) in ("a PyDataset", "a tf.data.Dataset", "a torch DataLoader")
+    return tells_its_length and get_data_adapter(stream).num_batches == 0
+
+
+def stop_reading(iterator: Any) -> None:
+    """Ends the threads or processes of a `PyDataset` whose epoch is given up: Keras would leave them waiting."""
+    enqueuer = getattr(iterator.data_adapter, "enqueuer", None)
+    if enqueuer is not None:
+        with suppress(Exception):  # of batches that nobody asked for any more
+            enqueuer.stop()
 
 
 # --- the model as pure functions --------------------------------------------------------------------------------------
@@ -153,17 +173,36 @@ def build_like(model: keras.Model, batch: Any) -> None:
 
 def read_state(model: keras.Model) -> State:
     """Returns the arrays that training changes, in Keras's order."""
-    return State(*([v.value for v in variables] for variables in _variables(model)))
+    return values_of(variables_of(model))
+
+
+def values_of(variables: State) -> State:
+    """Returns the arrays that these variables hold."""
+    # `value` looks for scopes first, none of which is open here; a variable without a value makes one there.
+    return State(*([v.value if v._value is None else v._value for v in part] for part in variables))
+
+
+def attach(variables: State, state: State) -> None:
+    """Puts the arrays that a program made of the values of these variables into them."""
+    for part, values in zip(variables, state, strict=True):
+        attach_to(part, values)
+
+
+def attach_to(variables: list, values: list) -> None:
+    """Puts arrays into variables whose shapes and types they have: `assign` would check and convert each."""
+    for variable, value in zip(variables, values, strict=True):
+        variable._direct_assign(value)
 
 
 def write_state(model: keras.Model, state: State) -> None:
-    """Puts the arrays of `state` into the model's variables."""
-    for variables, values in zip(_variables(model), state, strict=True):
+    """Puts any arrays into the model's variables."""
+    for variables, values in zip(variables_of(model), state, strict=True):
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
 
-def _variables(model: keras.Model) -> State:
+def variables_of(model: keras.Model) -> State:
+    """Returns the variables whose values are the state."""
     optimizer = model.optimizer
     return State(
         model.trainable_variables,

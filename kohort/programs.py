@@ -7,7 +7,7 @@ happen once per model, whoever asks.
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import keras
@@ -45,6 +45,19 @@ class Programs:
             ("validation", cut), lambda: engine.training_call(engine.validation_program(self._functions, cut))
         )
 
+    def begin(self) -> Callable:
+        """Returns the program that begins a pass over a stream."""
+        return self._once("begin", lambda: jax.jit(engine.begin_program(self._functions)))
+
+    def batches(self, step: Literal["train_step", "test_step"], capacity: int) -> Callable:
+        """Returns the program that runs a step on a stack of batches; it uses up the state that it is given."""
+
+        def make() -> Callable:
+            run = engine.batches_program(self._functions, getattr(self._functions, step), capacity)
+            return jax.jit(run, donate_argnums=0)
+
+        return self._once((step, capacity), make)
+
     def evaluate(self, cut: Cut, members: bool = False) -> Callable:
         """Returns the evaluation program."""
         run = engine.evaluate_program(self._functions, cut)
@@ -59,7 +72,7 @@ class Programs:
         """Returns the measured pace of a program at some shape."""
         return self._once(("pace", *key), Pace)
 
-    def _once(self, key: tuple, make: Callable) -> Any:
+    def _once(self, key: Any, make: Callable) -> Any:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]

@@ -20,6 +20,23 @@ class Interrupt:
     def __init__(self) -> None:
         """Starts as not pressed."""
         self.pressed = False
+        self._is_open = False
+
+    def press(self, *_: Any) -> None:
+        """Notes that it was pressed; where the user's own code runs, it is interrupted at once."""
+        self.pressed = True
+        if self._is_open:
+            self._is_open = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Runs the user's own code inside the block: it may take its time or wait for ever."""
+        self._is_open = True
+        try:
+            yield
+        finally:
+            self._is_open = False
 
     def __bool__(self) -> bool:
         """Says whether it was pressed."""
@@ -39,10 +56,7 @@ def held_interrupt() -> Iterator[Interrupt]:
         yield interrupt
         return
 
-    def press(*_: Any) -> None:
-        interrupt.pressed = True
-
-    signal.signal(signal.SIGINT, press)
+    signal.signal(signal.SIGINT, interrupt.press)
     try:
         yield interrupt
     finally:

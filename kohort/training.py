@@ -5,12 +5,15 @@ its `History`. The room exists so that callbacks, progress, interrupts and the b
 whatever the batches come from.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
-from kohort import keras_internals
+from kohort import keras_callbacks, keras_internals
 from kohort.checks import Recipe
+from kohort.engine import State
 from kohort.epochs import Advanced, Epochs
 from kohort.progress import Interrupt, Progress, held_interrupt
 
@@ -21,11 +24,19 @@ class Training:
     def __init__(self, model: keras.Model, source: Epochs, recipe: Recipe, callbacks: Any, verbose: Any) -> None:
         """Takes a model that is built; nothing is trained yet."""
         self.model, self.source, self.recipe = model, source, recipe
-        self.callbacks = keras.callbacks.CallbackList(
-            callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=source.steps, model=model
-        )
         self.has_callbacks = bool(callbacks)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            self.callbacks, verbose = callbacks, 0  # complete as it is: Keras adds neither a history nor a bar to it
+        else:
+            self.callbacks = keras.callbacks.CallbackList(
+                callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=source.steps, model=model
+            )
+        self.watching = [each for each in self.callbacks.callbacks if keras_callbacks.watches_loss(each)]
+        self.looks_at_validation = any(map(keras_callbacks.looks_at_validation, self.callbacks.callbacks))
         self.progress = Progress(recipe.epochs, verbose)
+        self.marker = keras_internals.compile_marker(model)
+        self.logs: dict = {}
+        self.blank: list = []  # the arrays of the metrics when they are reset
 
     def train(self) -> keras.callbacks.History:
         """Runs all epochs and leaves the model at the end of the last one that finished."""
@@ -33,8 +44,8 @@ class Training:
         model.stop_training = False
         self.callbacks.on_train_begin()
         epoch = keras_internals.first_epoch(model, self.recipe.initial_epoch)
-        self.logs: dict = {}
-        self.state = keras_internals.read_state(model)
+        self.variables = keras_internals.variables_of(model)
+        self.state = keras_internals.values_of(self.variables)
         with held_interrupt() as interrupt:
             try:
                 while epoch < self.recipe.epochs and not interrupt:
@@ -44,7 +55,7 @@ class Training:
             finally:
                 # With callbacks the model is up to date, also where one of them failed half-way.
                 if not self.has_callbacks:
-                    keras_internals.write_state(model, self.state)
+                    keras_internals.attach(self.variables, self.state)
                 model.optimizer.finalize_variable_values(model.trainable_weights)
                 self.progress.finish()
         self.callbacks.on_train_end(self.logs)
@@ -55,7 +66,7 @@ class Training:
         if self.has_callbacks:
             return self._call_with_callbacks(epoch, interrupt)
         count = self.source.most(1 if self.progress.is_per_epoch else self.recipe.epochs - epoch)
-        advanced = self._take(self.source.advance(self.state, range(epoch, epoch + count), interrupt))
+        advanced = self._take(self.source.advance, range(epoch, epoch + count), interrupt)
         if advanced is None:
             return 0
         self.model.history.epoch.extend(range(epoch, epoch + count))
@@ -64,36 +75,91 @@ class Training:
         self.progress.update(epoch, count, self.logs)
         return count
 
+    def _take(self, run: Callable, *args: Any, **options: Any) -> Advanced | None:
+        """Runs a method of the source and takes over the state and the logs of what was finished."""
+        advanced, is_over = None, False
+        try:
+            advanced = run(self.state, *args, **options)
+            is_over = True
+        finally:
+            if not is_over and self.has_callbacks:  # what the source was given may be used up, and is then replaced
+                keras_internals.attach(self.variables, self.state)
+        if advanced is not None:
+            self.state, self.logs = advanced.state, advanced.logs
+        return advanced
+
+    # Between callbacks, which see the model as it then is and may change it.
+
     def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
-        """Runs one epoch between the callbacks, which see the model as it then is and may change it."""
-        self.model.reset_metrics()
+        before = keras_internals.values_of(self.variables)
+        self._reset_metrics()
         self.callbacks.on_epoch_begin(epoch)
-        self.state = keras_internals.read_state(self.model)
+        self._read_state(before)
         if not self._run_epoch(epoch, interrupt):
+            keras_internals.attach(self.variables, before)
             return 0
-        keras_internals.write_state(self.model, self.state)
+        keras_internals.attach(self.variables, self.state)
         self.callbacks.on_epoch_end(epoch, self.logs)
-        self.state = keras_internals.read_state(self.model)
         self.progress.update(epoch, 1, self.logs)
         return 1
 
     def _run_epoch(self, epoch: int, interrupt: Interrupt) -> bool:
         """Runs one epoch and says whether it was finished."""
-        if not self.model.stop_training:
-            return self._take(self.source.advance(self.state, range(epoch, epoch + 1), interrupt)) is not None
+        validates = self.source.validates_at(epoch)
+        if not (self.watching or self.model.stop_training or (validates and self.looks_at_validation)):
+            return self._take(self.source.advance, range(epoch, epoch + 1), interrupt) is not None
         # Keras looks whether it shall stop after each execution: stopped before an epoch, it still runs the first.
-        batches = self.model.steps_per_execution
-        trained = self._take(self.source.train(self.state, epoch, interrupt, batches=batches))
-        if trained is None or not self.source.validates_at(epoch):
-            return trained is not None
-        logs = self.logs
-        validated = self._take(self.source.validate(self.state, epoch, interrupt))
-        if validated is not None:
-            self.logs = {**logs, **{f"val_{name}": value for name, value in validated.logs.items()}}
-        return validated is not None
+        batches = self.model.steps_per_execution if self.model.stop_training else None
+        watched = bool(self.watching)
+        generator = np.random.get_state()
+        trained = self._take(self.source.train, epoch, interrupt, batches=batches, watched=watched)
+        if trained is None:
+            return False
+        if trained.stopped_at is not None:
+            keras_internals.attach(self.variables, self.state)
+            for callback in self.watching:
+                callback.on_batch_end(trained.stopped_at, dict(self.logs))
+        if validates and not self._validate(epoch, interrupt):
+            np.random.set_state(generator)
+            return False
+        return True
 
-    def _take(self, advanced: Advanced | None) -> Advanced | None:
-        """Takes over state and logs of what was finished."""
-        if advanced is not None:
-            self.state, self.logs = advanced.state, advanced.logs
-        return advanced
+    def _validate(self, epoch: int, interrupt: Interrupt) -> bool:
+        """Runs the validation of an epoch, between the callbacks that look at it, and says whether it was finished."""
+        logs = self.logs
+        if self.looks_at_validation:
+            keras_internals.attach(self.variables, self.state)
+            self.callbacks.on_test_begin()
+            self._read_state(self.state)
+        validated = self._take(self.source.validate, epoch, interrupt)
+        if validated is None:
+            return False
+        if self.looks_at_validation:
+            keras_internals.attach(self.variables, self.state)
+            self.callbacks.on_test_end(validated.logs)
+            self._read_state(self.state)
+        self.logs = {**logs, **{f"val_{name}": value for name, value in validated.logs.items()}}
+        return True
+
+    def _reset_metrics(self) -> None:
+        """Resets the metrics as Keras does, from the second time on with the arrays of the first."""
+        variables = self.model.metrics_variables
+        if len(variables) == len(self.blank) and not any(array.is_deleted() for array in self.blank):
+            keras_internals.attach_to(variables, self.blank)
+            return
+        self.model.reset_metrics()
+        self.blank = keras_internals.read_state(self.model).metrics_variables
+
+    def _read_state(self, before: State) -> None:
+        """Takes the state from the model, which callbacks may have changed."""
+        if keras_internals.compile_marker(self.model) is not self.marker:
+            raise TypeError(
+                "`model` must stay compiled as it is until its fit ends. "
+                f"Received: model={self.model.name!r}, which a callback compiled anew. "
+                "Compile it after the fit, and fit it again."
+            )
+        self.variables = keras_internals.variables_of(self.model)
+        state = keras_internals.values_of(self.variables)
+        # A program resets the metrics itself and may use up what it gets: `blank` is not given away.
+        is_blank = all(a is b for a, b in zip(state.metrics_variables, self.blank, strict=False))
+        self.state = state._replace(metrics_variables=before.metrics_variables) if is_blank else state

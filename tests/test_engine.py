@@ -78,6 +78,21 @@ def test_members_do_not_mix():
     np.testing.assert_array_equal(state.trainable_variables[0], [12, 21])
 
 
+def test_stacked_batches_run_in_order_as_far_as_they_are_told():
+    functions = counting_functions()
+    run = jax.jit(engine.batches_program(functions, functions.train_step, capacity=4))
+    stack = np.array([[1, 1], [3, 0], [5, 4], [7, 7]], "float32")
+    state = jax.jit(engine.begin_program(functions))(begin()._replace(metrics_variables=[np.float32(5)]))
+
+    state, logs, results = run(state, stack, 3)
+    assert float(state.trainable_variables[0]) == 239
+    assert int(state.optimizer_variables[0]) == 3
+    assert float(logs["total"]) == float(results["total"]) == 14
+    state, logs, results = run(state, stack, 1)
+    assert float(state.trainable_variables[0]) == 2392
+    assert float(results["total"]) == 16
+
+
 @pytest.mark.parametrize("cut", [Cut(2, 2, 1), Cut(5, 1, 0), Cut(8, 0, 5)])
 def test_prediction_keeps_the_order_of_the_samples(cut):
     samples = np.arange(5, dtype="float32")

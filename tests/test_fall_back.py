@@ -53,45 +53,7 @@ def fallen_back(reason):
 COMPILED = []
 
 
-# Streams and other data.
-
-
-def batches(forever=True):
-    while True:
-        for start in range(0, 40, 8):
-            yield X[start : start + 8], Y[start : start + 8]
-        if not forever:
-            return
-
-
-class Stream(keras.utils.PyDataset):
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, index):
-        return X[8 * index : 8 * index + 8], Y[8 * index : 8 * index + 8]
-
-
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_a_generator():
-    reasons = both(lambda: {"x": batches(), "epochs": 3, "steps_per_epoch": 5})
-
-    assert reasons == fallen_back("`x` is a generator")
-
-
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_a_generator_that_ends():
-    assert both(lambda: {"x": batches(forever=False)}) == fallen_back("`x` is a generator")
-
-
-def test_a_pydataset():
-    assert both(lambda: {"x": Stream(), "epochs": 3}) == fallen_back("`x` is a PyDataset")
-
-
-def test_validation_by_a_stream():
-    reasons = both(lambda: FIT | {"validation_data": Stream()})
-
-    assert reasons == fallen_back("`validation_data` is a PyDataset")
+# Data. Streams of batches need no fall back: see test_stream.py.
 
 
 def test_a_sparse_array():
@@ -155,8 +117,7 @@ def test_a_limit_in_the_configuration(limited, limit):
 
 def test_a_second_fit_falls_back_by_itself():
     """The reason belongs to the fit, not to the model: before and after, the same model is compiled."""
-    stopping = callbacks.TerminateOnNaN()
-    plan = [FIT, FIT | {"callbacks": [stopping]}, FIT]
+    plan = [FIT, FIT | {"callbacks": [PerBatch()]}, FIT]
     theirs = run(by_keras, build, 1, plan)
     with pytest.warns(kohort.FallBackWarning) as caught:
         ours = run(by_kohort, build, 1, plan)
@@ -171,7 +132,7 @@ def test_arguments_reach_keras():
     arguments = FIT | {
         "sample_weight": weights, "validation_split": 0.25, "validation_freq": 2, "validation_batch_size": 3,
         "validation_steps": 2, "steps_per_epoch": 2, "shuffle": "batch", "initial_epoch": 1,
-        "callbacks": callbacks.TerminateOnNaN(),
+        "callbacks": PerBatch(),
     }  # fmt: skip
     assert len(both(lambda: arguments)) == 1
     unweighted = {name: value for name, value in arguments.items() if name != "sample_weight"}
@@ -206,8 +167,6 @@ INNER_HOOKS = [
     "on_batch_end",
     "on_train_batch_begin",
     "on_train_batch_end",
-    "on_test_begin",
-    "on_test_end",
     "on_test_batch_begin",
     "on_test_batch_end",
 ]
@@ -245,27 +204,28 @@ def test_a_lambda_inside_an_epoch():
     assert seen == [0, 1, 2] * 4 * 2
 
 
-def test_terminate_on_nan():
-    def make():
-        return build(keras.optimizers.SGD(1e38))
-
-    reasons = both(lambda: FIT | {"callbacks": [callbacks.TerminateOnNaN()]}, make)
-
-    assert reasons == fallen_back("the callback TerminateOnNaN acts inside an epoch (`on_batch_end`)")
+class OwnList(callbacks.CallbackList):
+    pass
 
 
-def test_a_callback_list():
+def test_a_callback_list_of_another_class():
     def with_list(train):
-        def fit(model, **arguments):
-            own = callbacks.CallbackList([callbacks.EarlyStopping("loss", patience=1)], add_history=True, model=model)
-            return train(model, callbacks=own, **arguments)
-
-        return fit
+        return lambda model, **arguments: train(model, callbacks=OwnList(add_history=True, model=model), **arguments)
 
     theirs = run(with_list(by_keras), build, 1, [FIT])
-    with pytest.warns(kohort.FallBackWarning, match="because `callbacks` is a CallbackList"):
+    with pytest.warns(kohort.FallBackWarning, match="because `callbacks` is a CallbackList of another class"):
         ours = run(with_list(by_kohort), build, 1, [FIT])
     assert differences(theirs, ours) == []
+
+
+def test_checkpoints_inside_an_epoch(tmp_path):
+    files = iter([str(tmp_path / "keras.{epoch}.weights.h5"), str(tmp_path / "kohort.{epoch}.weights.h5")])
+    reasons = both(
+        lambda: FIT | {"callbacks": [callbacks.ModelCheckpoint(next(files), save_weights_only=True, save_freq=2)]}
+    )
+
+    assert reasons == fallen_back("the callback ModelCheckpoint acts inside an epoch (`on_train_batch_end`)")
+    assert len(list(tmp_path.iterdir())) == 8
 
 
 # Callbacks that act at epochs run compiled.
@@ -453,15 +413,4 @@ def test_an_error_in_a_callback_leaves_what_keras_leaves(hook):
         return fit
 
     theirs, ours = (run(failing(train), build, 1, [FIT]) for train in (by_keras, by_kohort))
-    # Keras resets its metrics when an epoch begins, kohort in the program that follows.
-    same = ("metrics",) if hook == "on_epoch_begin" else ()
-    assert differences(theirs, ours._replace(**{name: getattr(theirs, name) for name in same})) == []
-
-
-def test_checkpoints_at_epochs(tmp_path):
-    """Keras's ModelCheckpoint could act inside an epoch, so it falls back; what it saves and trains is the same."""
-    files = iter([str(tmp_path / "keras.{epoch}.weights.h5"), str(tmp_path / "kohort.{epoch}.weights.h5")])
-    reasons = both(lambda: FIT | {"callbacks": [callbacks.ModelCheckpoint(next(files), save_weights_only=True)]})
-
-    assert reasons == fallen_back("the callback ModelCheckpoint acts inside an epoch (`on_train_batch_end`)")
-    assert len(list(tmp_path.iterdir())) == 8
+    assert differences(theirs, ours) == []
