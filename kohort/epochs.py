@@ -86,7 +86,7 @@ class ArrayEpochs:
         """Runs whole epochs in one call."""
         validates = validation_epochs(self.data, self.recipe, epochs, self.capacity)
         validation = self.data.validation.batch if self.data.validation else None
-        with restored_generator() as kept:
+        with restored_generator(self._is_short(self.pace, len(epochs))) as kept:
             schedule = self._draw(len(epochs))._replace(validates=validates)
             done = self._run(self.program, self.pace, state, validation, schedule, len(epochs), interrupt)
             kept.append(done)
@@ -139,6 +139,11 @@ class ArrayEpochs:
             return self.data.cut.full + bool(self.data.cut.partial)
         return int(schedule.full[0] + schedule.partial[0])
 
+    def _is_short(self, pace: Pace, count: int) -> bool:
+        """Says whether the call is of one epoch that is known to be over in less than a moment."""
+        seconds = pace.seconds_per_epoch
+        return count == 1 and seconds is not None and seconds < engine.CALL_SECONDS / 2
+
     def _run(
         self,
         program: Any,
@@ -153,8 +158,8 @@ class ArrayEpochs:
         """Runs a call and returns state and logs, or None if it was given up."""
         # A call of one epoch may be longer than a moment; given up, it costs that unfinished epoch. Where it is known
         # to be short it is waited for, and may use up the state that it is given.
-        is_short = pace.seconds_per_epoch is not None and pace.seconds_per_epoch < engine.CALL_SECONDS / 2
-        spends = count == 1 and is_short and not keeps
+        is_short = self._is_short(pace, count)
+        spends = is_short and not keeps
         start = time.perf_counter()
         new, logs = program(state, self.data.training.batch, validation, schedule, count, spends=spends)
         finished = False
@@ -196,10 +201,16 @@ class ArrayEpochs:
 
 
 @contextmanager
-def restored_generator() -> Iterator[list]:
-    """Leaves NumPy's generator as it was unless the block puts a result into the list that it gets."""
-    before = np.random.get_state()
+def restored_generator(is_short: bool = False) -> Iterator[list]:
+    """Leaves NumPy's generator as it was unless the block puts a result into the list that it gets.
+
+    A short call is never given up, and to ask the generator for its state would be a tenth of it.
+    """
     kept: list = []
+    if is_short:
+        yield kept
+        return
+    before = np.random.get_state()
     try:
         yield kept
     finally:
