@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array, Bool, Int, UInt
+
+from kohort.rounding import behind_barrier, canonical_convolutions, op_by_op, traced_once
 
 # A call returns to Python after about this long, so that progress moves and Ctrl-C is heard.
 CALL_SECONDS = 0.1
@@ -52,6 +52,10 @@ class Functions(NamedTuple):
     predict_step: Callable[[State, Any], Any]
     reset_metrics: Callable[[State], State]
     results: Callable[[State, dict], dict]
+
+    def traced_once(self) -> "Functions":
+        """Returns them with steps that are traced once for each form of batch, in all programs together."""
+        return self._replace(train_step=traced_once(self.train_step), test_step=traced_once(self.test_step))
 
 
 class Cut(NamedTuple):
@@ -237,12 +241,10 @@ def batches_program(functions: Functions, step: Callable, capacity: int) -> Call
         def batch_at(place: Any) -> Any:
             return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), batches)
 
-        traced, (logs, _) = traced_once(step, state, batch_at(0))
-
         def one(carry: tuple, place: Any) -> tuple:
-            return behind_barrier(canonical_convolutions(traced))(carry[1], batch_at(place[0]))
+            return behind_barrier(canonical_convolutions(step))(carry[1], batch_at(place[0]))
 
-        no_logs = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), logs)
+        no_logs, _ = zeros_like_result(step, state, batch_at(0))
         stack = Cut(batch_size=1, full=capacity, partial=0)
         carry = run_batches(one, (no_logs, state), stack, Unknown.of(count, state), jnp.arange(capacity), count)
         return carry[1], carry[0], op_by_op(functions.results)(carry[1], carry[0])
@@ -266,121 +268,6 @@ def predict_program(functions: Functions, cut: Cut) -> Callable:
         return jax.tree.map(lambda *outputs: jnp.concatenate(outputs), *parts)
 
     return run
-
-
-def traced_once(function: Callable, *args: Any) -> tuple[Callable, Any]:
-    """Returns `function` as traced for arguments of these shapes, and the shapes of its results.
-
-    Tracing a network's step costs as much as compiling it; what is traced is traced anew in no time.
-    """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-
-    def run(*args: Any) -> Any:
-        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
-
-    return run, shapes
-
-
-def behind_barrier(function: Callable) -> Callable:
-    """Returns `function` with a barrier before it, so that XLA merges nothing that comes earlier into it."""
-
-    def run(*args: Any) -> Any:
-        return function(*lax.optimization_barrier(args))
-
-    return run
-
-
-def interpreted(function: Callable, apply: Callable[[Any, Callable, list], list]) -> Callable:
-    """Returns `function` with each of its operations done by `apply(equation, as_traced, inputs)`."""
-
-    def run(*args: Any) -> Any:
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        outputs = evaluate(closed, jax.tree.leaves(args), apply)
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
-
-    return run
-
-
-def evaluate(closed: ClosedJaxpr, inputs: list, apply: Callable[[Any, Callable, list], list]) -> list:
-    """Evaluates a traced program operation by operation."""
-    jaxpr = closed.jaxpr
-    values = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, Literal) else values[variable]
-
-    for equation in jaxpr.eqns:
-        variables = [v for v in equation.invars if not isinstance(v, Literal)]
-        single = Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
-        outputs = apply(equation, jaxpr_as_fun(ClosedJaxpr(single, ())), [values[v] for v in variables])
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
-
-
-def op_by_op(function: Callable) -> Callable:
-    """Returns `function` with a barrier after each operation, so that it rounds as it does when run eagerly.
-
-    XLA may merge neighbouring operations of one program (two constant factors become one), or compute one in the
-    memory layout that suits the next (a QR decomposition), which changes last bits.
-    """
-
-    def plain(output: Any) -> Any:
-        is_matrix = output.ndim > 1 and not jnp.issubdtype(output.dtype, jax.dtypes.extended)
-        return with_layout_constraint(output, Layout(tuple(range(output.ndim)))) if is_matrix else output
-
-    def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
-        inner = equation.params.get("jaxpr")
-        if equation.primitive.name in ("jit", "pjit") and len(inputs) < len(equation.invars):
-            # Run eagerly, a jitted function takes numbers as arguments; here they would be constants to XLA.
-            given = iter(inputs)
-            arguments = [behind(v) if isinstance(v, Literal) else next(given) for v in equation.invars]
-            return lax.optimization_barrier([plain(output) for output in jaxpr_as_fun(inner)(*arguments)])
-        return lax.optimization_barrier([plain(output) for output in as_traced(*inputs)])
-
-    def behind(literal: Any) -> Any:
-        return lax.optimization_barrier(jnp.asarray(literal.val, literal.aval.dtype))
-
-    return interpreted(function, apply)
-
-
-def canonical_convolutions(function: Callable) -> Callable:
-    """Returns `function` with the axes of each convolution in the order (batch, space, feature).
-
-    XLA's CPU compiler brings convolutions, such as those of a kernel's gradient, into this form itself, but not inside
-    a loop: there they would round otherwise and be many times slower.
-    """
-
-    def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
-        if equation.primitive.name == "conv_general_dilated":
-            return [canonical_convolution(*inputs, **equation.params)]
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        is_literal_free = len(inputs) == len(equation.invars)
-        if is_literal_free and equation.primitive.name in INLINED_CALLS and "conv_general_dilated" in str(inner):
-            return evaluate(inner, inputs, apply)
-        return as_traced(*inputs)
-
-    def run(*args: Any) -> Any:
-        has_convolutions = "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
-        return interpreted(function, apply)(*args) if has_convolutions else function(*args)
-
-    return run
-
-
-# Calls whose body XLA compiles as if it stood at the place of the call.
-INLINED_CALLS = {"pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
-
-
-def canonical_convolution(lhs: Any, rhs: Any, *, dimension_numbers: Any, **params: Any) -> Any:
-    """Does a convolution with its axes in the order (batch, space, feature) and (space, feature in, feature out)."""
-    lhs_axes, rhs_axes, out_axes = dimension_numbers
-    n = len(lhs_axes)
-    space = tuple(range(1, n - 1))
-    canonical = lax.ConvDimensionNumbers((0, n - 1, *space), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *space))
-    lhs = lax.transpose(lhs, (lhs_axes[0], *lhs_axes[2:], lhs_axes[1]))
-    rhs = lax.transpose(rhs, (*rhs_axes[2:], rhs_axes[1], rhs_axes[0]))
-    out = lax.conv_general_dilated(lhs, rhs, dimension_numbers=canonical, **params)
-    place = dict(zip(out_axes, canonical.out_spec, strict=True))
-    return lax.transpose(out, tuple(place[axis] for axis in range(n)))
 
 
 def training_call(run: Callable) -> Callable:

@@ -22,7 +22,7 @@ class Programs:
 
     def __init__(self, model: keras.Model) -> None:
         """Holds the model weakly; nothing is traced yet."""
-        self._functions = keras_internals.functions(model)
+        self._functions = keras_internals.functions(model).traced_once()
         self._marker = keras_internals.compile_marker(model)
         self._made: dict[tuple, Any] = {}
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from kohort import engine, keras_internals
+from kohort import keras_internals, rounding
 from kohort.data import Inputs
 from kohort.engine import State
 from kohort.programs import Programs
@@ -64,7 +64,7 @@ class Template:
             )
         keras_internals.compile_like(self.network, model)
         self.programs = Programs(self.network)
-        self._initial = jax.jit(jax.vmap(engine.op_by_op(self._begin)))
+        self._initial = jax.jit(jax.vmap(rounding.op_by_op(self._begin)))
         self._built_with: Any = None
 
     def _begin(self, seeds: Any) -> State:

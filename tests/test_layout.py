@@ -24,6 +24,7 @@ PACKAGE = ROOT / "kohort"
 # A room imports only from the rooms before it; `__init__.py` and `__main__.py` may import from all of them.
 ROOMS = [
     "history",
+    "rounding",
     "engine",
     "generators",
     "keras_internals",
@@ -51,7 +52,7 @@ ROOMS = [
     "cli",
     "__main__",
 ]
-WITHOUT = {"engine": {"keras"}, "generators": {"keras", "jax"}, "history": {"keras", "jax"}}
+WITHOUT = {"rounding": {"keras"}, "engine": {"keras"}, "generators": {"keras", "jax"}, "history": {"keras", "jax"}}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "joblib"}
 MODULE_LINES = 500
 FUNCTION_CODE_LINES = 60
