@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import contenders
+import results
 from contenders import MOONS, XOR, Fit, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -395,7 +396,7 @@ def main() -> None:
     text = report(rows, timings, settings, load)
     print(text)
     if arguments.output:
-        arguments.output.write_text(text)
+        results.begin(arguments.output, text)
 
 
 if __name__ == "__main__":
