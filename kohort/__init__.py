@@ -5,25 +5,43 @@ import sys
 
 __version__ = "0.1.0"
 
-if "keras" not in sys.modules:
-    os.environ["KERAS_BACKEND"] = "jax"
-import keras
 
-if keras.backend.backend() != "jax":
-    raise ImportError(
-        f"kohort must run on Keras's JAX backend. Received: Keras, imported earlier, on {keras.backend.backend()!r}. "
-        'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
-    )
+def _is_command() -> bool:
+    """Says whether Python imports the package on its way to `python -m kohort`, which loads the rest when it is needed.
 
-from kohort import data, history, plot
-from kohort.accelerate import FallBackError, install, uninstall
-from kohort.cohort import Cohort
-from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
-from kohort.fit import FallBackWarning, fit
-from kohort.report import report
+    As long as Python looks for the module that it is to run, `sys.argv[0]` is "-m".
+    """
+    argv = getattr(sys, "argv", [])
+    module = sys.orig_argv[-len(argv)] if argv[:1] == ["-m"] else ""
+    return module == "kohort" or (module.startswith("-") and module.endswith("mkohort"))
+
+
+if not _is_command():
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise ImportError(
+            f"kohort must run on Keras's JAX backend. Received: Keras, imported earlier, on "
+            f"{keras.backend.backend()!r}. "
+            'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
+        )
+
+    from kohort import data, history, plot
+    from kohort.accelerate import DifferenceWarning, FallBackError, install, uninstall
+    from kohort.accelerate import load_ipython_extension as load_ipython_extension
+    from kohort.accelerate import unload_ipython_extension as unload_ipython_extension
+    from kohort.cohort import Cohort
+    from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
+    from kohort.fit import FallBackWarning, fit
+    from kohort.report import report
+
+    _keep_programs_on_disk()
 
 __all__ = [
     "Cohort",
+    "DifferenceWarning",
     "FallBackError",
     "FallBackWarning",
     "data",
@@ -34,5 +52,3 @@ __all__ = [
     "report",
     "uninstall",
 ]
-
-_keep_programs_on_disk()

@@ -22,7 +22,9 @@ from kohort.fit import (
     train,
     why_fall_back,
 )
-from kohort.report import KERAS, recorded
+from kohort.report import KERAS, PARTED, VERIFIED, recorded
+from kohort.shapes import shapes_of
+from kohort.verify import both_ways, why_not_twice
 
 
 class FallBackError(RuntimeError):
@@ -37,6 +39,16 @@ class FallBackError(RuntimeError):
         Traceback (most recent call last):
             ...
         kohort.accelerate.FallBackError: This fit cannot run compiled, because the model was compiled with ...
+    """
+
+
+class DifferenceWarning(UserWarning):
+    """Says where a compiled fit parted from Keras's, seen by `kohort.install(verify=True)`.
+
+    Example:
+        >>> import warnings, kohort
+        >>> warnings.simplefilter("error", kohort.DifferenceWarning)  # makes every difference an error
+        >>> warnings.simplefilter("default", kohort.DifferenceWarning)
     """
 
 
@@ -72,7 +84,9 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
 
     Args:
         strict: Whether a fit that cannot run compiled is an error, a `kohort.FallBackError`, and not run at all.
-        verify: Whether fits run both ways, and are compared.
+        verify: Whether each fit on arrays runs both ways, compiled and by Keras. Its result is Keras's, and a
+            `kohort.DifferenceWarning` says where the compiled one is another. Fits with callbacks that may act outside
+            the model run by Keras alone.
 
     Returns:
         A context manager: `with kohort.install():` restores at its end what was before.
@@ -107,6 +121,16 @@ def uninstall() -> None:
         >>> kohort.uninstall()
     """
     _switch(None)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Installs kohort where a notebook says `%load_ext kohort`."""
+    install()
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Uninstalls it where a notebook says `%unload_ext kohort`."""
+    uninstall()
 
 
 def _switch(settings: Settings | None) -> None:
@@ -147,18 +171,32 @@ def _compiling(keras_fit: Callable) -> Callable:
             _, *arguments = signature.bind(self, *args, **kwargs).arguments.items()
         except TypeError:
             return keras_fit(self, *args, **kwargs)  # which raises it, too
+        by_keras = functools.partial(keras_fit, self, *args, **kwargs)
         request, reason = _decide(self, dict(arguments))
+        if reason is None and _settings.verify:
+            reason = why_not_twice(request)
         if reason is None:
-            return train(self, request)
+            return _run_both_ways(self, request, by_keras) if _settings.verify else train(self, request)
         if _settings.strict:
             raise FallBackError(
                 f"This fit cannot run compiled, because {reason}. Change that, or install kohort without `strict`."
             )
         warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
         with recorded(self, KERAS, reason):
-            return keras_fit(self, *args, **kwargs)
+            return by_keras()
 
     return fit
+
+
+def _run_both_ways(model: keras.Model, request: Request, by_keras: Callable) -> keras.callbacks.History:
+    with recorded(model, VERIFIED) as call:
+        history, parting = both_ways(model, request, by_keras)
+        if parting:
+            call.way = PARTED
+    if parting:
+        text = f"kohort: the compiled fit parted from Keras's: {parting}. The model holds Keras's result."
+        warnings.warn(text, DifferenceWarning, stacklevel=3)
+    return history
 
 
 def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | None]:
@@ -171,6 +209,7 @@ def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | N
         or _refusal(check_arguments, model, request)
         or why_fall_back(model, request, inside_fit=True)
         or _refusal(check_data, model, *request[:4], recipe)
+        or shapes_of(model).why_not_compile(request)
     )
     return request, reason
 

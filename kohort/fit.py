@@ -140,9 +140,13 @@ def check_arguments(model: Any, request: Request) -> None:
 def train(model: keras.Model, request: Request) -> keras.callbacks.History:
     """Runs a fit compiled; it has been checked, and there is no reason to fall back."""
     with recorded(model, COMPILED):
-        _, _, _, _, callbacks, verbose, recipe = request
-        data = inputs(model, *request[:4], recipe)
-        return Training(model, ArrayEpochs(model, data, recipe), recipe, callbacks, verbose).train()
+        return training(model, request).train()
+
+
+def training(model: keras.Model, request: Request) -> Training:
+    """Prepares a compiled fit: the model is built, nothing is trained yet."""
+    data = inputs(model, *request[:4], request.recipe)
+    return Training(model, ArrayEpochs(model, data, request.recipe), request.recipe, request.callbacks, request.verbose)
 
 
 # What `kohort.install` puts in the place of Keras's `fit`, with what it replaced.

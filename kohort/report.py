@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 COMPILED = "compiled"
 KERAS = "Keras"
+VERIFIED = "both ways, same result"
+PARTED = "both ways, not the same result"
 
 
 class Row(NamedTuple):
@@ -37,12 +39,14 @@ class Report(tuple[Row, ...]):
     @property
     def compiled_calls(self) -> int:
         """Number of fits that ran compiled."""
-        return sum(row.calls for row in self if row.way == COMPILED)
+        return sum(row.calls for row in self if row.way != KERAS)
 
     def __repr__(self) -> str:
+        if not self:
+            return "kohort: no fit ran"
         head = f"kohort: {self.compiled_calls} of {self.calls} fits ran compiled"
         lines = [f"{row.calls:>7} {row.epochs:>8} {row.seconds:>9.2f}  {_told(row)}" for row in self]
-        return "\n".join([head, *(["  calls   epochs   seconds", *lines] if lines else [])])
+        return "\n".join([head, "  calls   epochs   seconds", *lines])
 
 
 def _told(row: Row) -> str:
@@ -83,19 +87,28 @@ def report(clear: bool = False) -> Report:
     return Report(sorted(rows, key=lambda row: -row.seconds))
 
 
+class Call:
+    """One fit as it is recorded: its way may be told during the fit."""
+
+    def __init__(self, way: str) -> None:
+        """Begins with the way that is expected."""
+        self.way = way
+
+
 @contextmanager
-def recorded(model: Any, way: str, reason: str = "") -> Iterator[None]:
+def recorded(model: Any, way: str, reason: str = "") -> Iterator[Call]:
     """Records the block as one fit of `model`, also when it fails."""
+    call = Call(way)
     before = getattr(model, "history", None)
     is_done, start = False, time.perf_counter()
     try:
-        yield
+        yield call
         is_done = True
     finally:
         seconds = time.perf_counter() - start
         history = getattr(model, "history", None)
         began = is_done or history is not before  # else the history is that of an earlier fit
-        _add(way, reason, len(history.epoch) if history is not None and began else 0, seconds)
+        _add(call.way, reason, len(history.epoch) if history is not None and began else 0, seconds)
 
 
 def _add(way: str, reason: str, epochs: int, seconds: float) -> None:
