@@ -58,7 +58,9 @@ class Comparison:
         failures = {name: difference(name, kohort["tests"], left_by_keras, left) for name in passed}
         self.failures = {name: line for name, line in failures.items() if line}
         self.ways = Counter(fit["way"] for fit in kohort["fits"])
-        self.same_fits = sum(len(left_by_keras[name]) for name in left_by_keras if left.get(name) == left_by_keras[name])
+        self.same_fits = sum(
+            len(left_by_keras[name]) for name in left_by_keras if left.get(name) == left_by_keras[name]
+        )
         self.unlisted = {name: line for name, line in self.failures.items() if name not in exceptions.tests}
         self.passing_again = [name for name in exceptions.tests if name in passed and name not in self.failures]
         self.unlisted_ways = [way for way in self.ways if way != COMPILED and not self.allowed(way)]
@@ -84,7 +86,7 @@ class Comparison:
 
     def complaints(self, least_compiled: float) -> list[str]:
         """Returns all that makes the run fail."""
-        few = f"{self.compiled_share:.1%} of the fits ran compiled, and at least {least_compiled:.0%} must"
+        few = f"{percent(self.compiled_share)} of the fits ran compiled, and at least {100 * least_compiled:.0f} % must"
         return [
             *(f"fails with kohort: {name}\n    {line}" for name, line in self.unlisted.items()),
             *(f"passes again, take it off the list: {name}" for name in self.passing_again),
@@ -95,7 +97,10 @@ class Comparison:
 
     def table(self) -> str:
         """Returns the counts by suite."""
-        lines = ["| Keras's tests | pass plain | of these pass with kohort | fits | ran compiled |", "|---|---|---|---|---|"]
+        lines = [
+            "| Keras's tests | pass plain | of these pass with kohort | fits | ran compiled |",
+            "|---|---|---|---|---|",
+        ]
         suites = dict.fromkeys(name.split(".")[0] for name in self.plain["tests"])
         for suite in [*suites, ""]:
             label = suite or "all"
@@ -120,17 +125,23 @@ class Comparison:
             [
                 self.table(),
                 "",
-                f"{self.same_fits} of {self.fits} fits left the same bits in weights and history as in the plain run. "
-                f"{self.ways[COMPILED]} of {self.fits} ran compiled ({self.compiled_share:.1%}): {own_compiled} of {own} "
-                f"of `keras.Model`, and {promoted.count(COMPILED)} of {len(promoted)} of bare trainers, which the plugin "
-                "makes models in both runs. Those that did not, and why:",
+                f"{self.same_fits} of {self.fits} fits left the same bits in weights and history as in the plain run.",
+                f"{self.ways[COMPILED]} of {self.fits} ran compiled ({percent(self.compiled_share)}): "
+                f"{own_compiled} of {own} of models, and",
+                f"{promoted.count(COMPILED)} of {len(promoted)} of bare trainers, which become models in both runs. "
+                "Those that did not, and why:",
                 "",
                 *reasons,
                 "",
-                f"Tests that pass plain and fail with kohort: {len(self.failures)}, listed as exceptions: {len(listed)}.",
+                f"Tests that pass plain and fail with kohort: {len(self.failures)}; exceptions: {len(listed)}.",
                 *listed,
             ]
         ).rstrip()
+
+
+def percent(share: float) -> str:
+    """Writes a share."""
+    return f"{100 * share:.1f} %"
 
 
 def is_in(name: str, suite: str) -> bool:
