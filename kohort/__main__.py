@@ -1,13 +1,15 @@
 """`python -m kohort script.py`: runs a script, or a module, unchanged, with kohort installed.
 
 In comes a command line; the script sees what it would see had Python run it itself: arguments, path, `__main__`, exit
-code, traceback. The room exists so that not one line of it has to change. Keras is imported only when a script runs.
+code, traceback. The room exists so that not one line of it has to change.
 """
 
 import argparse
 import atexit
 import builtins
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -18,6 +20,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import kohort
 
@@ -27,7 +30,7 @@ BACKENDS = {"tensorflow", "jax", "torch", "numpy", "openvino"}
 def main() -> None:
     """Runs what the command line names."""
     options = _options(sys.argv[1:])
-    _load(options)
+    _install_on_import(options)
     if options.report:
         atexit.register(_print_report)  # after the script and its threads, also when it fails
     try:
@@ -72,12 +75,60 @@ def _module_complaint(module: str) -> str | None:
     return f"`-m` must name a module that can be imported. Received: {module!r}. Install it, or go to its folder."
 
 
-def _load(options: argparse.Namespace) -> None:
-    """Imports Keras on the backend that the script would get without kohort, or else on JAX, and installs kohort."""
-    os.environ["KERAS_BACKEND"] = _backend()
-    importlib.import_module("keras")
-    importlib.reload(kohort)  # Python imported it as the package of this module, without its names
-    kohort.install(strict=options.strict, verify=options.verify)
+def _install_on_import(options: argparse.Namespace) -> None:
+    """Lets the script's import of Keras bring kohort with it, installed, whichever of the two it imports first.
+
+    Keras is imported by nobody but the script, because a script may choose the backend in its first lines.
+    """
+
+    def install(module: types.ModuleType) -> None:
+        module.install(strict=options.strict, verify=options.verify)
+
+    def import_kohort(_: types.ModuleType) -> None:
+        importlib.import_module("kohort")  # or it is at work already, and has imported Keras itself
+
+    del sys.modules["kohort"]  # which Python imported as the package of this module, without its names
+    sys.meta_path.insert(0, _Afterwards({"keras": import_kohort, "kohort": install}))
+
+
+class _Afterwards(importlib.abc.MetaPathFinder):
+    """Lets something follow the first import of a module."""
+
+    def __init__(self, following: dict[str, Callable[[types.ModuleType], None]]) -> None:
+        self._following = following
+        self._is_asking = False
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self._following or self._is_asking:
+            return None
+        self._is_asking = True  # the finders after this one
+        try:
+            # This kohort, wherever the script's folder may lead to.
+            spec = kohort.__spec__ if fullname == "kohort" else importlib.util.find_spec(fullname)
+        finally:
+            self._is_asking = False
+        loader: Any = spec and spec.loader
+        if loader is not None:
+            loader.exec_module = self._then(loader.exec_module, fullname)
+        return spec
+
+    def _then(self, execute: Callable, fullname: str) -> Callable[[types.ModuleType], None]:
+        def run(module: types.ModuleType) -> None:
+            follow = self._following.pop(fullname, None)  # asked for a spec, it need not have been imported
+            if fullname == "keras":
+                _choose_backend()
+            execute(module)
+            if follow is not None:
+                follow(module)
+
+        return run
+
+
+def _choose_backend() -> None:
+    """Leaves Keras the backend that it would have without kohort, or, where that one is not installed, gives it JAX."""
+    backend = _backend()
+    if backend == "jax":
+        os.environ["KERAS_BACKEND"] = backend
 
 
 def _backend() -> str:
@@ -137,7 +188,8 @@ def _without_own_frames(hook: Callable) -> Callable:
 
 def _print_report() -> None:
     sys.stdout.flush()
-    print(kohort.report(), file=sys.stderr)
+    loaded = sys.modules.get("kohort")
+    print(loaded.report() if loaded is not None else "kohort: no fit ran", file=sys.stderr)
 
 
 if __name__ == "__main__":

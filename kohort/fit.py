@@ -24,6 +24,8 @@ from kohort.training import Training
 class FallBackWarning(UserWarning):
     """Says in one line why a fit was run by plain Keras instead of a compiled program.
 
+    Where warnings are errors, as by `python -W error`, a fall back is one too, and nothing was trained.
+
     Example:
         >>> import warnings, kohort
         >>> warnings.simplefilter("error", kohort.FallBackWarning)  # makes every fall back an error

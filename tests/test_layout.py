@@ -21,7 +21,7 @@ import kohort
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kohort"
 
-# A room imports only from the rooms before it; `__init__.py` may import from all of them.
+# A room imports only from the rooms before it; `__init__.py` and `__main__.py` may import from all of them.
 ROOMS = [
     "history",
     "engine",
@@ -119,7 +119,7 @@ def order_complaints(source, path):
     """What a module imports from its own package, and must not."""
     inside = path.relative_to(PACKAGE).with_suffix("").parts
     room = inside[0]
-    if room == "__init__":
+    if room in ("__init__", "__main__"):
         return []
     if room not in ROOMS:
         return [f"{named(path)} is no room: put it in ROOMS, in its place"]
@@ -384,6 +384,8 @@ def test_rooms_of_more_than_one_file():
 def test_a_module_without_a_room_is_noticed():
     assert len(order_complaints("", in_room("helpers"))) == 1
     assert order_complaints("from kohort.cli import main", in_room("__init__")) == []
+    assert order_complaints("import kohort\nfrom kohort.cli import main", in_room("__main__")) == []
+    assert len(order_complaints("from kohort.__main__ import main", in_room("cli"))) == 1
 
 
 @pytest.mark.parametrize(
