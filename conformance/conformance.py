@@ -128,8 +128,8 @@ class Comparison:
                 f"{self.same_fits} of {self.fits} fits left the same bits in weights and history as in the plain run.",
                 f"{self.ways[COMPILED]} of {self.fits} ran compiled ({percent(self.compiled_share)}): "
                 f"{own_compiled} of {own} of models, and",
-                f"{promoted.count(COMPILED)} of {len(promoted)} of bare trainers, which become models in both runs. "
-                "Those that did not, and why:",
+                f"{promoted.count(COMPILED)} of {len(promoted)} of bare trainers, which become models in both runs."
+                + (" Those that did not, and why:" if reasons else ""),
                 "",
                 *reasons,
                 "",

@@ -87,7 +87,7 @@ def test_tests_must_pass_on_an_unbroken_copy(mutants, tmp_path, monkeypatch):
 
 def run(*arguments):
     command = [sys.executable, ROOT / "mutants" / "mutants.py", *arguments]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
 
 
 def test_unknown_names_are_refused():
