@@ -440,8 +440,8 @@ FAULTS = [
     Fault(
         "strict-is-ignored",
         "kohort/accelerate.py",
-        "if _settings.strict:",
-        "if not _settings:",
+        "if settings.strict:",
+        "if not settings:",
         ("tests/test_accelerate.py::test_an_error_leaves_everything_as_it_was",),
     ),
     Fault(
