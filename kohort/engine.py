@@ -330,10 +330,15 @@ def training_call(run: Callable) -> Callable:
     """Compiles a training program; each call gets a copy of the state to work in, the caller's own stays as it is.
 
     Keras donates the state to its step, and that, too, is seen in last bits: where an array is updated in place, the
-    compiler vectorises otherwise. A copy costs less than it would to lose the state when a call fails.
+    compiler vectorises otherwise. A copy costs less than it would to lose the state when a call fails; where it counts,
+    `spends=True` does without.
     """
     program = jax.jit(run, donate_argnums=0)
-    return lambda state, *args: program(_copied(state), *args)
+
+    def call(state: State, *args: Any, spends: bool = False) -> Any:
+        return program(state if spends else _copied(state), *args)
+
+    return call
 
 
 @jax.jit

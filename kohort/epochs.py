@@ -6,6 +6,8 @@ methods of `Epochs`. Of callbacks and progress a source knows nothing.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -15,7 +17,7 @@ import numpy as np
 from kohort import engine, keras_internals
 from kohort.checks import Recipe
 from kohort.data import BatchOrder, Inputs
-from kohort.engine import Schedule, State
+from kohort.engine import Pace, Schedule, State
 from kohort.programs import programs_of, shapes_of
 from kohort.progress import Interrupt
 
@@ -66,7 +68,7 @@ class ArrayEpochs:
 
     def __init__(self, model: keras.Model, data: Inputs, recipe: Recipe) -> None:
         """Builds what is not built of the model."""
-        self.data, self.recipe = data, recipe
+        self.data, self.recipe, self.steps_per_execution = data, recipe, model.steps_per_execution
         keras_internals.symbolic_build(model, data.build_iterator)
         self.order = BatchOrder(data.training.rows, recipe, model.steps_per_execution)
         self.capacity = engine.capacity(self.order.row_bytes)
@@ -81,42 +83,87 @@ class ArrayEpochs:
 
     def advance(self, state: State, epochs: range, interrupt: Interrupt) -> Advanced | None:
         """Runs whole epochs in one call."""
-        count = len(epochs)
         validates = validation_epochs(self.data, self.recipe, epochs, self.capacity)
         validation = self.data.validation.batch if self.data.validation else None
-        generator = np.random.get_state()
-        start = time.perf_counter()
-        finished = False
-        try:
-            schedule = self.order.draw(count, self.capacity)._replace(validates=validates)
-            state, logs = self.program(state, self.data.training.batch, validation, schedule, count)
-            # Only a call of one epoch may be longer than a moment; given up, it costs that unfinished epoch.
-            finished = engine.wait(logs, interrupt) if count == 1 else bool(jax.block_until_ready(logs))
-        finally:
-            if not finished:
-                np.random.set_state(generator)
-        if not finished:
-            return None
-        self.pace.record(count, time.perf_counter() - start)
-        return Advanced(state, *log_columns(logs, validates, count))
+        with restored_generator() as kept:
+            schedule = self.order.draw(len(epochs), self.capacity)._replace(validates=validates)
+            done = self._run(self.program, self.pace, state, validation, schedule, len(epochs), interrupt)
+            kept.append(done)
+        return Advanced(done[0], *log_columns(done[1], validates, len(epochs))) if done else None
 
     def train(
         self, state: State, epoch: int, interrupt: Interrupt, *, batches: int | None = None, watched: bool = False
     ) -> Advanced | None:
         """Runs the training of one epoch, or its first batches."""
-        generator = np.random.get_state()
-        finished = False
-        try:
+        with restored_generator() as kept:
             schedule = self.order.draw(1, self.capacity)
             if batches is not None:
                 schedule = self._first(schedule, batches)
-            program = self.programs.epochs(self.data.cut, None, self.capacity)
-            state, logs = program(state, self.data.training.batch, None, schedule, 1)
-            finished = engine.wait(logs, interrupt)
+            done = self._train(state, schedule, interrupt, watched)
+            kept.append(done)
+        if done is None:
+            return None
+        trained = Advanced(done[0], *log_columns(done[1], None, 1))
+        if watched and not np.isfinite(trained.logs.get("loss", 0.0)):
+            return self._until_not_finite(state, schedule, interrupt)
+        return trained
+
+    def _train(self, state: State, schedule: Schedule, interrupt: Interrupt, keeps: bool) -> tuple | None:
+        program = self.programs.epochs(self.data.cut, None, self.capacity)
+        pace = self.programs.pace("train", self.capacity, self.data.cut, shapes_of(self.data))
+        return self._run(program, pace, state, None, schedule, 1, interrupt, keeps)
+
+    def _until_not_finite(self, state: State, schedule: Schedule, interrupt: Interrupt) -> Advanced | None:
+        """Finds the first execution with a loss that is not finite, by halves: such a mean stays so to the end."""
+        finite, last = 0, -(-self._batches(schedule) // self.steps_per_execution)
+        while True:
+            middle = (finite + last) // 2 if finite + 1 < last else last
+            cut = self._first(schedule, middle * self.steps_per_execution)
+            done = self._train(state, cut, interrupt, keeps=True)
+            if done is None:
+                return None
+            trained = Advanced(done[0], *log_columns(done[1], None, 1), middle * self.steps_per_execution - 1)
+            if finite + 1 >= last:
+                return trained
+            finite, last = (middle, last) if np.isfinite(trained.logs["loss"]) else (finite, middle)
+
+    def _batches(self, schedule: Schedule) -> int:
+        if schedule.full is None or schedule.partial is None:
+            return self.data.cut.full + bool(self.data.cut.partial)
+        return int(schedule.full[0] + schedule.partial[0])
+
+    def _run(
+        self,
+        program: Any,
+        pace: Pace,
+        state: State,
+        validation: Any,
+        schedule: Schedule,
+        count: int,
+        interrupt: Interrupt,
+        keeps: bool = False,
+    ) -> tuple | None:
+        """Runs a call and returns state and logs, or None if it was given up."""
+        # A call of one epoch may be longer than a moment; given up, it costs that unfinished epoch. Where it is known
+        # to be short it is waited for, and may use up the state that it is given.
+        is_short = pace.seconds_per_epoch is not None and pace.seconds_per_epoch < engine.CALL_SECONDS / 2
+        spends = count == 1 and is_short and not keeps
+        start = time.perf_counter()
+        given, state = state, program(state, self.data.training.batch, validation, schedule, count, spends=spends)
+        state, logs = state
+        finished = False
+        try:
+            finished = (
+                engine.wait(logs, interrupt) if count == 1 and not is_short else bool(jax.block_until_ready(logs))
+            )
         finally:
-            if not finished:
-                np.random.set_state(generator)
-        return Advanced(state, *log_columns(logs, None, 1)) if finished else None
+            if spends and not finished:  # a signal handler of somebody else's raised: what was given is gone
+                for old, new in zip(given, state, strict=True):
+                    old[:] = new
+        if not finished:
+            return None
+        pace.record(count, time.perf_counter() - start)
+        return state, logs
 
     def validates_at(self, epoch: int) -> bool:
         """Says whether there are validation data, and whether it is their turn."""
@@ -140,6 +187,18 @@ class ArrayEpochs:
         partial = np.full(self.capacity, bool(cut.partial)) if schedule.partial is None else schedule.partial
         partial = np.where(full < batches, partial, 0).astype(np.int32)
         return schedule._replace(full=np.minimum(full, batches), partial=partial)
+
+
+@contextmanager
+def restored_generator() -> Iterator[list]:
+    """Leaves NumPy's generator as it was unless the block puts a result into the list that it gets."""
+    before = np.random.get_state()
+    kept: list = []
+    try:
+        yield kept
+    finally:
+        if not any(part is not None for part in kept):
+            np.random.set_state(before)
 
 
 def validation_epochs(data: Inputs, recipe: Recipe, epochs: range, capacity: int) -> np.ndarray | None:

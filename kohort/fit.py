@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kohort import keras_internals
+from kohort import keras_callbacks, keras_internals
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.data import inputs
 from kohort.epochs import ArrayEpochs
@@ -226,18 +226,14 @@ def why_fall_back(model: keras.Model, request: Request, inside_fit: bool = False
     leaves = keras.tree.flatten(request[:4])
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"
-    return keras_internals.why_keras_must_run(model) or _callback_reason(request.callbacks)
+    return keras_internals.why_keras_must_run(model) or _callback_reason(model, request.callbacks)
 
 
-EPOCH_HOOKS = {"on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end"}
-
-
-def _callback_reason(callbacks: Any) -> str | None:
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return "`callbacks` is a CallbackList"
-    inner_hooks = [h for h in dir(keras.callbacks.Callback) if h.startswith("on_") and h not in EPOCH_HOOKS]
-    for callback in keras.tree.flatten(callbacks) if callbacks else []:
-        for hook in inner_hooks:
-            if getattr(getattr(callback, hook), "__func__", None) is not getattr(keras.callbacks.Callback, hook):
-                return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
+def _callback_reason(model: keras.Model, callbacks: Any) -> str | None:
+    if isinstance(callbacks, keras.callbacks.CallbackList) and type(callbacks) is not keras.callbacks.CallbackList:
+        return "`callbacks` is a CallbackList of another class"
+    for callback in keras_callbacks.listed(callbacks):
+        hook = keras_callbacks.inner_hook(callback, model)
+        if hook:
+            return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
     return None

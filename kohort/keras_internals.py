@@ -153,11 +153,24 @@ def build_like(model: keras.Model, batch: Any) -> None:
 
 def read_state(model: keras.Model) -> State:
     """Returns the arrays that training changes, in Keras's order."""
-    return State(*([v.value for v in variables] for variables in _variables(model)))
+    # `value` looks for scopes first, none of which is open here; a variable without a value makes one there.
+    return State(*([v.value if v._value is None else v._value for v in part] for part in _variables(model)))
+
+
+def attach(model: keras.Model, state: State) -> None:
+    """Puts the arrays that a program made of the model's state into its variables, which they fit."""
+    for variables, values in zip(_variables(model), state, strict=True):
+        attach_to(variables, values)
+
+
+def attach_to(variables: list, values: list) -> None:
+    """Puts arrays into variables whose shapes and types they have: `assign` would check and convert each."""
+    for variable, value in zip(variables, values, strict=True):
+        variable._direct_assign(value)
 
 
 def write_state(model: keras.Model, state: State) -> None:
-    """Puts the arrays of `state` into the model's variables."""
+    """Puts any arrays into the model's variables."""
     for variables, values in zip(_variables(model), state, strict=True):
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)

@@ -8,9 +8,11 @@ whatever the batches come from.
 from typing import Any
 
 import keras
+import numpy as np
 
-from kohort import keras_internals
+from kohort import keras_callbacks, keras_internals
 from kohort.checks import Recipe
+from kohort.engine import State
 from kohort.epochs import Advanced, Epochs
 from kohort.progress import Interrupt, Progress, held_interrupt
 
@@ -21,11 +23,19 @@ class Training:
     def __init__(self, model: keras.Model, source: Epochs, recipe: Recipe, callbacks: Any, verbose: Any) -> None:
         """Takes a model that is built; nothing is trained yet."""
         self.model, self.source, self.recipe = model, source, recipe
-        self.callbacks = keras.callbacks.CallbackList(
-            callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=source.steps, model=model
-        )
         self.has_callbacks = bool(callbacks)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            self.callbacks, verbose = callbacks, 0  # complete as it is: Keras adds neither a history nor a bar to it
+        else:
+            self.callbacks = keras.callbacks.CallbackList(
+                callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=source.steps, model=model
+            )
+        self.watching = [each for each in self.callbacks.callbacks if keras_callbacks.watches_loss(each)]
+        self.looks_at_validation = any(map(keras_callbacks.looks_at_validation, self.callbacks.callbacks))
         self.progress = Progress(recipe.epochs, verbose)
+        self.marker = keras_internals.compile_marker(model)
+        self.logs: dict = {}
+        self.blank: list = []  # the arrays of the metrics when they are reset
 
     def train(self) -> keras.callbacks.History:
         """Runs all epochs and leaves the model at the end of the last one that finished."""
@@ -33,7 +43,6 @@ class Training:
         model.stop_training = False
         self.callbacks.on_train_begin()
         epoch = keras_internals.first_epoch(model, self.recipe.initial_epoch)
-        self.logs: dict = {}
         self.state = keras_internals.read_state(model)
         with held_interrupt() as interrupt:
             try:
@@ -44,7 +53,7 @@ class Training:
             finally:
                 # With callbacks the model is up to date, also where one of them failed half-way.
                 if not self.has_callbacks:
-                    keras_internals.write_state(model, self.state)
+                    keras_internals.attach(model, self.state)
                 model.optimizer.finalize_variable_values(model.trainable_weights)
                 self.progress.finish()
         self.callbacks.on_train_end(self.logs)
@@ -64,36 +73,89 @@ class Training:
         self.progress.update(epoch, count, self.logs)
         return count
 
-    def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
-        """Runs one epoch between the callbacks, which see the model as it then is and may change it."""
-        self.model.reset_metrics()
-        self.callbacks.on_epoch_begin(epoch)
-        self.state = keras_internals.read_state(self.model)
-        if not self._run_epoch(epoch, interrupt):
-            return 0
-        keras_internals.write_state(self.model, self.state)
-        self.callbacks.on_epoch_end(epoch, self.logs)
-        self.state = keras_internals.read_state(self.model)
-        self.progress.update(epoch, 1, self.logs)
-        return 1
-
-    def _run_epoch(self, epoch: int, interrupt: Interrupt) -> bool:
-        """Runs one epoch and says whether it was finished."""
-        if not self.model.stop_training:
-            return self._take(self.source.advance(self.state, range(epoch, epoch + 1), interrupt)) is not None
-        # Keras looks whether it shall stop after each execution: stopped before an epoch, it still runs the first.
-        batches = self.model.steps_per_execution
-        trained = self._take(self.source.train(self.state, epoch, interrupt, batches=batches))
-        if trained is None or not self.source.validates_at(epoch):
-            return trained is not None
-        logs = self.logs
-        validated = self._take(self.source.validate(self.state, epoch, interrupt))
-        if validated is not None:
-            self.logs = {**logs, **{f"val_{name}": value for name, value in validated.logs.items()}}
-        return validated is not None
-
     def _take(self, advanced: Advanced | None) -> Advanced | None:
         """Takes over state and logs of what was finished."""
         if advanced is not None:
             self.state, self.logs = advanced.state, advanced.logs
         return advanced
+
+    # Between callbacks, which see the model as it then is and may change it.
+
+    def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
+        model = self.model
+        before = keras_internals.read_state(model)
+        self._reset_metrics()
+        self.callbacks.on_epoch_begin(epoch)
+        self._read_state(before)
+        is_done = False
+        try:
+            is_done = self._run_epoch(epoch, interrupt)
+        finally:
+            # What an exception leaves is what Keras leaves: the state as far as it was trained.
+            given_up = not is_done and interrupt
+            keras_internals.attach(model, before if given_up else self.state)
+        if not is_done:
+            return 0
+        self.callbacks.on_epoch_end(epoch, self.logs)
+        self.progress.update(epoch, 1, self.logs)
+        return 1
+
+    def _run_epoch(self, epoch: int, interrupt: Interrupt) -> bool:
+        """Runs one epoch and says whether it was finished."""
+        validates = self.source.validates_at(epoch)
+        if not (self.watching or self.model.stop_training or (validates and self.looks_at_validation)):
+            return self._take(self.source.advance(self.state, range(epoch, epoch + 1), interrupt)) is not None
+        # Keras looks whether it shall stop after each execution: stopped before an epoch, it still runs the first.
+        batches = self.model.steps_per_execution if self.model.stop_training else None
+        watched = bool(self.watching)
+        generator = np.random.get_state()
+        trained = self._take(self.source.train(self.state, epoch, interrupt, batches=batches, watched=watched))
+        if trained is None:
+            return False
+        if trained.stopped_at is not None:
+            keras_internals.attach(self.model, self.state)
+            for callback in self.watching:
+                callback.on_batch_end(trained.stopped_at, dict(self.logs))
+        if validates and not self._validate(epoch, interrupt):
+            np.random.set_state(generator)
+            return False
+        return True
+
+    def _validate(self, epoch: int, interrupt: Interrupt) -> bool:
+        """Runs the validation of an epoch, between the callbacks that look at it, and says whether it was finished."""
+        logs = self.logs
+        if self.looks_at_validation:
+            keras_internals.attach(self.model, self.state)
+            self.callbacks.on_test_begin()
+            self._read_state(self.state)
+        validated = self._take(self.source.validate(self.state, epoch, interrupt))
+        if validated is None:
+            return False
+        if self.looks_at_validation:
+            keras_internals.attach(self.model, self.state)
+            self.callbacks.on_test_end(validated.logs)
+            self._read_state(self.state)
+        self.logs = {**logs, **{f"val_{name}": value for name, value in validated.logs.items()}}
+        return True
+
+    def _reset_metrics(self) -> None:
+        """Resets the metrics as Keras does, from the second time on with the arrays of the first."""
+        variables = self.model.metrics_variables
+        if len(variables) == len(self.blank) and not any(array.is_deleted() for array in self.blank):
+            keras_internals.attach_to(variables, self.blank)
+            return
+        self.model.reset_metrics()
+        self.blank = keras_internals.read_state(self.model).metrics_variables
+
+    def _read_state(self, before: State) -> None:
+        """Takes the state from the model, which callbacks may have changed."""
+        if keras_internals.compile_marker(self.model) is not self.marker:
+            raise TypeError(
+                "`model` must stay compiled as it is until its fit ends. "
+                f"Received: model={self.model.name!r}, which a callback compiled anew. "
+                "Compile it after the fit, and fit it again."
+            )
+        state = keras_internals.read_state(self.model)
+        # A program resets the metrics itself and may use up what it gets: `blank` is not given away.
+        is_blank = all(a is b for a, b in zip(state.metrics_variables, self.blank, strict=False))
+        self.state = state._replace(metrics_variables=before.metrics_variables) if is_blank else state

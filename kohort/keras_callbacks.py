@@ -1,0 +1,79 @@
+"""What Keras's own callbacks do inside an epoch, decided from how each is set.
+
+In comes a callback; out goes whether it must be called at every batch. The room exists because several callbacks of
+Keras define batch hooks that do nothing, or nothing that needs the batch, as they are usually set.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.callbacks import BackupAndRestore, ModelCheckpoint, TensorBoard, TerminateOnNaN
+
+BATCH_HOOKS = (
+    "on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end",
+    "on_test_batch_begin", "on_test_batch_end",
+)  # fmt: skip
+VALIDATION_HOOKS = ("on_test_begin", "on_test_end")
+
+
+def listed(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that were passed as one, a list, or a `CallbackList`."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks.callbacks
+    return keras.tree.flatten(callbacks) if callbacks else []
+
+
+def inner_hook(callback: keras.callbacks.Callback, model: keras.Model) -> str | None:
+    """Returns a hook in which the callback acts inside an epoch, or None when it acts at epochs only."""
+    for hook in BATCH_HOOKS:
+        if _is_own(callback, hook):
+            is_idle = IDLE.get(_function(callback, hook))
+            if is_idle is None or not is_idle(callback, model):
+                return hook
+    return None
+
+
+def looks_at_validation(callback: keras.callbacks.Callback) -> bool:
+    """Says whether the callback acts between training and validation."""
+    return any(_is_own(callback, hook) for hook in VALIDATION_HOOKS)
+
+
+def watches_loss(callback: keras.callbacks.Callback) -> bool:
+    """Says whether the callback is Keras's `TerminateOnNaN`."""
+    return _function(callback, "on_batch_end") is TerminateOnNaN.on_batch_end
+
+
+def _function(callback: keras.callbacks.Callback, hook: str) -> Any:
+    method = getattr(callback, hook)
+    return getattr(method, "__func__", method)
+
+
+def _is_own(callback: keras.callbacks.Callback, hook: str) -> bool:
+    return _function(callback, hook) is not getattr(keras.callbacks.Callback, hook)
+
+
+def _saves_at_epochs(callback: Any, model: keras.Model) -> bool:
+    decides = type(callback)._should_save_on_batch
+    is_keras_own = decides in (ModelCheckpoint._should_save_on_batch, BackupAndRestore._should_save_on_batch)
+    return is_keras_own and callback.save_freq == "epoch"
+
+
+def _counts_batches(callback: Any, model: keras.Model) -> bool:
+    return callback.update_freq == "epoch" and not callback._should_trace
+
+
+def _loss_is_a_running_mean(callback: Any, model: keras.Model) -> bool:
+    """Says whether a loss that is not finite stays so until the epoch ends, so that one look then tells."""
+    own = ("train_step", "compute_metrics", "get_metrics_result", "metrics")
+    return all(getattr(type(model), name) is getattr(keras.Model, name) for name in own)
+
+
+IDLE: dict[Any, Callable[[Any, keras.Model], bool]] = {
+    ModelCheckpoint.on_train_batch_end: _saves_at_epochs,
+    BackupAndRestore.on_train_batch_end: _saves_at_epochs,
+    TensorBoard.on_train_batch_begin: _counts_batches,
+    TensorBoard.on_train_batch_end: _counts_batches,
+    TensorBoard.on_test_batch_begin: _counts_batches,
+    TerminateOnNaN.on_batch_end: _loss_is_a_running_mean,
+}
