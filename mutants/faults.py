@@ -141,10 +141,9 @@ FAULTS = [
     Fault(
         "generator-in-the-wrong-state",
         "kohort/epochs.py",
-        "        finished = False\n"
-        "        try:\n            schedule = self.order.draw(count, self.capacity)._replace(",
-        "        finished = False\n        np.random.random()\n"
-        "        try:\n            schedule = self.order.draw(count, self.capacity)._replace(",
+        "            schedule = self.order.draw(len(epochs), self.capacity)._replace(validates=validates)",
+        "            schedule = self.order.draw(len(epochs), self.capacity)._replace(validates=validates)\n"
+        "            np.random.random()",
         (f"{ARGUMENT}[no-shuffle]",),
     ),
     Fault(
@@ -181,8 +180,8 @@ FAULTS = [
     Fault(
         "state-not-written-back",
         "kohort/keras_internals.py",
-        "    for variables, values in zip(_variables(model), state, strict=True):",
-        "    for variables, values in zip(_variables(model)[:2], state[:2], strict=True):",
+        "    for variables, values in zip(_variables(model), state, strict=True):\n        attach_to(",
+        "    for variables, values in zip(_variables(model)[:2], state[:2], strict=True):\n        attach_to(",
         (f"{FIT}test_optimizer[adam]",),
     ),
     Fault(
@@ -260,38 +259,32 @@ FAULTS = [
     Fault(
         "stale-learning-rate",
         "kohort/training.py",
-        "        self.callbacks.on_epoch_end(epoch, self.logs)\n"
-        "        self.state = keras_internals.read_state(self.model)",
-        "        self.callbacks.on_epoch_end(epoch, self.logs)\n"
-        "        self.model.optimizer.learning_rate = self.rate = getattr(\n"
-        '            self, "rate", float(self.model.optimizer.learning_rate)\n'
-        "        )\n"
-        "        self.state = keras_internals.read_state(self.model)",
+        "        self.callbacks.on_epoch_begin(epoch)\n        self._read_state(before)",
+        "        self.callbacks.on_epoch_begin(epoch)\n"
+        "        self._read_state(before)\n"
+        "        self.state = self.state._replace(optimizer_variables=before.optimizer_variables)",
         (f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[schedule]",),
     ),
     Fault(
         "weights-of-callbacks-ignored",
         "kohort/training.py",
-        "        self.callbacks.on_epoch_begin(epoch)\n        self.state = keras_internals.read_state(self.model)",
-        "        state = keras_internals.read_state(self.model)\n"
-        "        self.callbacks.on_epoch_begin(epoch)\n        self.state = state",
+        "        self.callbacks.on_epoch_begin(epoch)\n        self._read_state(before)",
+        "        self.callbacks.on_epoch_begin(epoch)\n        self.state = before",
         (f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[several]",),
     ),
     Fault(
         "callbacks-see-the-epoch-before",
         "kohort/training.py",
-        "        keras_internals.write_state(self.model, self.state)\n"
-        "        self.callbacks.on_epoch_end(epoch, self.logs)",
-        "        self.callbacks.on_epoch_end(epoch, self.logs)\n"
-        "        keras_internals.write_state(self.model, self.state)",
+        "keras_internals.attach(model, before if given_up else self.state)",
+        "keras_internals.attach(model, before)",
         (f"{FALL_BACK}test_callbacks_see_what_keras_shows_them",),
     ),
     Fault(
         "callbacks-in-the-wrong-order",
         "kohort/training.py",
-        "        self.callbacks = keras.callbacks.CallbackList(\n            callbacks,",
-        "        self.callbacks = keras.callbacks.CallbackList(\n"
-        "            callbacks[::-1] if isinstance(callbacks, list) else callbacks,",
+        "            self.callbacks = keras.callbacks.CallbackList(\n                callbacks,",
+        "            self.callbacks = keras.callbacks.CallbackList(\n"
+        "                callbacks[::-1] if isinstance(callbacks, list) else callbacks,",
         (f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[several]",),
     ),
     Fault(
@@ -305,7 +298,9 @@ FAULTS = [
         "best-weights-not-restored",
         "kohort/training.py",
         "        self.callbacks.on_train_end(self.logs)\n",
-        "        self.callbacks.on_train_end(self.logs)\n        keras_internals.write_state(model, self.state)\n",
+        "        state = keras_internals.read_state(model)\n"
+        "        self.callbacks.on_train_end(self.logs)\n"
+        "        keras_internals.write_state(model, state)\n",
         (
             f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[best-weights]",
             f"{FALL_BACK}test_best_weights_are_restored",
@@ -358,10 +353,9 @@ FAULTS = [
     Fault(
         "interrupted-state-lost",
         "kohort/training.py",
-        "                if not self.has_callbacks:\n"
-        "                    keras_internals.write_state(model, self.state)",
+        "                if not self.has_callbacks:\n                    keras_internals.attach(model, self.state)",
         "                if not (self.has_callbacks or interrupt):\n"
-        "                    keras_internals.write_state(model, self.state)",
+        "                    keras_internals.attach(model, self.state)",
         (f"{PROMISES}test_interrupt_leaves_the_model_at_the_end_of_an_epoch",),
     ),
     # cohorts
