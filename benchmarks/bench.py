@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import contenders
+import results
 from contenders import MOONS, STREAM, XOR, Fit, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -407,7 +408,7 @@ def main() -> None:
     text = report(rows, timings, settings, load)
     print(text)
     if arguments.output:
-        arguments.output.write_text(text)
+        results.begin(arguments.output, text)
 
 
 if __name__ == "__main__":

@@ -267,6 +267,14 @@ def test_best_by_accuracy_is_the_highest():
     assert differences(values(cohort.best("accuracy")), values(cohort.member(seed))) == []
 
 
+def test_best_passes_over_diverged_members():
+    cohort = trained([4, 9, 2])
+    last = cohort.history["loss"][:, -1]
+    first, second = np.argsort(last)[:2]
+    last[first] = np.nan
+    assert differences(values(cohort.best("loss")), values(cohort.member(cohort.seeds[second]))) == []
+
+
 def test_success_rate_counts_bounds_and_criteria():
     cohort = trained(range(12))
     last = cohort.history["loss"][:, -1]

@@ -1,0 +1,24 @@
+"""The file of results, to which more than one command writes.
+
+Each command but `./run bench`, which begins the file, has a section of its own between two markers. The room exists so
+that none of them overwrites what another has measured.
+"""
+
+import re
+from pathlib import Path
+
+SECTION = re.compile(r"<!-- begin (\w+) -->\n.*?\n<!-- end \1 -->\n", re.DOTALL)
+
+
+def put(path: Path, name: str, text: str) -> None:
+    """Writes a section, in the place of the one of that name, or at the end."""
+    section = f"<!-- begin {name} -->\n{text.strip()}\n<!-- end {name} -->\n"
+    before = path.read_text() if path.exists() else "# Results\n"
+    known = [found[0] for found in SECTION.finditer(before) if found[1] == name]
+    path.write_text(before.replace(known[0], section) if known else f"{before.rstrip()}\n\n{section}")
+
+
+def begin(path: Path, text: str) -> None:
+    """Writes the beginning of the file, and keeps the sections."""
+    sections = [found[0] for found in SECTION.finditer(path.read_text())] if path.exists() else []
+    path.write_text("\n".join([f"{text.rstrip()}\n", *sections]))

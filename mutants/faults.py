@@ -1,0 +1,455 @@
+"""The faults: each a replacement of text in one file of kohort, and the tests that have to notice it.
+
+The old text must be there exactly once. Whoever changes such a line changes it here, too.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One deliberate fault."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FIT = "tests/test_fit.py::"
+FALL_BACK = "tests/test_fall_back.py::"
+COHORT = "tests/test_cohort.py::"
+PROMISES = "tests/test_promises.py::"
+ENGINE = "tests/test_engine.py::"
+ARGUMENT = FIT + "test_argument"
+
+FAULTS = [
+    # what goes in
+    Fault(
+        "sample-weights-ignored",
+        "kohort/data.py",
+        "training = _converted(x, y, sample_weight, recipe.class_weight)",
+        "training = _converted(x, y, None, recipe.class_weight)",
+        (f"{ARGUMENT}[sample-weight]",),
+    ),
+    Fault(
+        "class-weights-ignored",
+        "kohort/data.py",
+        "training = _converted(x, y, sample_weight, recipe.class_weight)",
+        "training = _converted(x, y, sample_weight)",
+        (f"{ARGUMENT}[class-weight]",),
+    ),
+    Fault(
+        "validation-weights-ignored",
+        "kohort/data.py",
+        "validation = _converted(*(*validation_data, None)[:3])",
+        "validation = _converted(*validation_data[:2], None)",
+        (f"{ARGUMENT}[validation-weights]",),
+    ),
+    Fault(
+        "validation-on-training-data",
+        "kohort/data.py",
+        "validation = _converted(*(*validation_data, None)[:3])",
+        "validation = _converted(x, y, sample_weight)",
+        (f"{ARGUMENT}[validation-data]",),
+    ),
+    Fault(
+        "validation-rows-train-too",
+        "kohort/data.py",
+        "(x, y, sample_weight), validation_data = parts",
+        "_, validation_data = parts",
+        (f"{ARGUMENT}[validation-split]",),
+    ),
+    Fault(
+        "validation-batch-size-ignored",
+        "kohort/data.py",
+        "batch_size = recipe.validation_batch_size or recipe.batch_size",
+        "batch_size = recipe.batch_size",
+        (f"{ARGUMENT}[validation-batch]", f"{ARGUMENT}[validation-steps]"),
+    ),
+    Fault(
+        "validation-steps-ignored",
+        "kohort/data.py",
+        "pass_cut(validation.rows, batch_size, recipe.validation_steps, steps)",
+        "pass_cut(validation.rows, batch_size)",
+        (f"{ARGUMENT}[validation-steps]",),
+    ),
+    Fault(
+        "steps-per-epoch-ignored",
+        "kohort/data.py",
+        'arguments = {"batch_size": recipe.batch_size, "steps_per_epoch": recipe.steps_per_epoch}',
+        'arguments = {"batch_size": recipe.batch_size, "steps_per_epoch": None}',
+        (f"{ARGUMENT}[steps]",),
+    ),
+    # the order of the batches
+    Fault(
+        "no-shuffling",
+        "kohort/data.py",
+        "rows[:count] = permutations(generator, self.cut.rows, count)",
+        "permutations(generator, self.cut.rows, count)\n            rows[:count] = np.arange(self.cut.rows)",
+        (f"{ARGUMENT}[default-batch]",),
+    ),
+    Fault(
+        "shuffled-unasked",
+        "kohort/data.py",
+        "return bool(self.shuffle) or not self.is_plain",
+        "return True",
+        (f"{ARGUMENT}[no-shuffle]",),
+    ),
+    Fault(
+        "wrong-order-of-batches",
+        "kohort/data.py",
+        "rows[:count] = permutations(generator, self.cut.rows, count)",
+        "rows[:count] = permutations(generator, self.cut.rows, count)[:, ::-1]",
+        (f"{ARGUMENT}[one-full-one-partial]",),
+    ),
+    Fault(
+        "small-permutations-wrong",
+        "kohort/data.py",
+        "for i, pick in zip(range(rows - 1, 0, -1), picks, strict=True):",
+        "for i, pick in zip(range(1, rows), picks, strict=True):",
+        ("tests/test_data.py::test_permutations_are_numpys",),
+    ),
+    Fault(
+        "same-order-in-each-epoch",
+        "kohort/data.py",
+        "return np.array([generator.permutation(rows) for _ in range(count)], dtype).reshape(count, rows)",
+        "return np.tile(generator.permutation(rows).astype(dtype), (count, 1))",
+        (f"{FIT}test_many_epochs_over_several_calls",),
+    ),
+    Fault(
+        "partial-batch-dropped",
+        "kohort/engine.py",
+        "    if cut.partial:\n        carry = lax.fori_loop(",
+        "    if cut.partial and not cut.full:\n        carry = lax.fori_loop(",
+        (f"{ENGINE}test_batches_come_in_the_order_of_the_schedule",),
+    ),
+    Fault(
+        "wrong-last-batch",
+        "kohort/engine.py",
+        "return step(carry, slice_of(rows, i, cut.full * cut.batch_size, cut.partial))",
+        "return step(carry, slice_of(rows, i, cut.full * cut.batch_size - 1, cut.partial))",
+        (f"{ENGINE}test_batches_come_in_the_order_of_the_schedule",),
+    ),
+    Fault(
+        "first-batch-every-time",
+        "kohort/engine.py",
+        "return step(carry, slice_of(rows, i, i * cut.batch_size, cut.batch_size))",
+        "return step(carry, slice_of(rows, i, 0, cut.batch_size))",
+        (f"{ARGUMENT}[no-partial]",),
+    ),
+    Fault(
+        "generator-in-the-wrong-state",
+        "kohort/epochs.py",
+        "            schedule = self.order.draw(len(epochs), self.capacity)._replace(validates=validates)",
+        "            schedule = self.order.draw(len(epochs), self.capacity)._replace(validates=validates)\n"
+        "            np.random.random()",
+        (f"{ARGUMENT}[no-shuffle]",),
+    ),
+    Fault(
+        "no-batch-read-to-build",
+        "kohort/keras_internals.py",
+        "        model._symbolic_build(iterator=iterator)",
+        "        generator = np.random.get_state()\n        model._symbolic_build(iterator=iterator)\n"
+        "        np.random.set_state(generator)",
+        (f"{FIT}test_model_that_is_built_by_the_fit",),
+    ),
+    # the state
+    Fault(
+        "optimizer-state-lost",
+        "kohort/keras_internals.py",
+        "        return logs, State(*new)",
+        "        return logs, State(*new)._replace(optimizer_variables=state.optimizer_variables)",
+        (f"{FIT}test_optimizer[adam]",),
+    ),
+    Fault(
+        "batch-norm-state-lost",
+        "kohort/keras_internals.py",
+        "        return logs, State(*new)",
+        "        return logs, State(*new)._replace(non_trainable_variables=state.non_trainable_variables)",
+        (f"{FIT}test_layer[True-batch-norm]", f"{FIT}test_layer[False-batch-norm]"),
+    ),
+    Fault(
+        "dropout-state-lost",
+        "kohort/keras_internals.py",
+        "        return logs, State(*new)",
+        "        kept = [a if a.dtype == 'uint32' else b for a, b in zip(state[1], new[1], strict=True)]\n"
+        "        return logs, State(*new)._replace(non_trainable_variables=kept)",
+        (f"{FIT}test_layer[True-dropout]", f"{FIT}test_layer[False-dropout]"),
+    ),
+    Fault(
+        "state-not-written-back",
+        "kohort/keras_internals.py",
+        "    for variables, values in zip(_variables(model), state, strict=True):\n        attach_to(",
+        "    for variables, values in zip(_variables(model)[:2], state[:2], strict=True):\n        attach_to(",
+        (f"{FIT}test_optimizer[adam]",),
+    ),
+    Fault(
+        "validation-trains",
+        "kohort/keras_internals.py",
+        "        logs, (trainable, non_trainable, metrics) = alive().test_step((state[0], state[1], state[3]), batch)",
+        "        logs, (trainable, non_trainable, _, metrics) = alive().train_step(tuple(state), batch)",
+        (f"{ARGUMENT}[validation-data]",),
+    ),
+    Fault(
+        "metrics-not-reset",
+        "kohort/engine.py",
+        "    state = functions.reset_metrics(state)\n",
+        "",
+        (f"{ARGUMENT}[default-batch]",),
+    ),
+    Fault(
+        "ema-not-applied",
+        "kohort/training.py",
+        "                model.optimizer.finalize_variable_values(model.trainable_weights)\n",
+        "",
+        (f"{FIT}test_optimizer[ema-at-end]",),
+    ),
+    # the epochs
+    Fault(
+        "epoch-too-few",
+        "kohort/training.py",
+        "while epoch < self.recipe.epochs and not interrupt:",
+        "while epoch < self.recipe.epochs - 1 and not interrupt:",
+        (f"{ARGUMENT}[initial-epoch]",),
+    ),
+    Fault(
+        "epoch-too-many",
+        "kohort/training.py",
+        "while epoch < self.recipe.epochs and not interrupt:",
+        "while epoch < self.recipe.epochs + 1 and not interrupt:",
+        (f"{ARGUMENT}[initial-epoch]",),
+    ),
+    Fault(
+        "initial-epoch-ignored",
+        "kohort/keras_internals.py",
+        "return model._initial_epoch or initial_epoch",
+        "return model._initial_epoch or 0",
+        (f"{ARGUMENT}[initial-epoch]",),
+    ),
+    Fault(
+        "wrong-epoch-numbers",
+        "kohort/training.py",
+        "self.model.history.epoch.extend(range(epoch, epoch + count))",
+        "self.model.history.epoch.extend(range(epoch + 1, epoch + count + 1))",
+        (f"{ARGUMENT}[initial-epoch]",),
+    ),
+    Fault(
+        "logs-of-the-wrong-epoch",
+        "kohort/engine.py",
+        "return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)",
+        "return state, jax.tree.map(lambda h, log: h.at[jnp.maximum(e - 1, 0)].set(log), carry[1], logs)",
+        (f"{ENGINE}test_batches_come_in_the_order_of_the_schedule", f"{FIT}test_many_epochs_over_several_calls"),
+    ),
+    Fault(
+        "validation-in-every-epoch",
+        "kohort/epochs.py",
+        "if data.validation is None or recipe.validation_freq == 1:",
+        "if data.validation is None or recipe.validation_freq:",
+        (f"{ARGUMENT}[validation-freq]", f"{ARGUMENT}[validation-freq-list]"),
+    ),
+    Fault(
+        "validation-one-epoch-early",
+        "kohort/keras_internals.py",
+        "return keras.Model._should_eval(no_model, epoch, frequency)",
+        "return keras.Model._should_eval(no_model, epoch + 1, frequency)",
+        (f"{ARGUMENT}[validation-freq]",),
+    ),
+    # callbacks
+    Fault(
+        "stale-learning-rate",
+        "kohort/training.py",
+        "        self.callbacks.on_epoch_begin(epoch)\n        self._read_state(before)",
+        "        self.callbacks.on_epoch_begin(epoch)\n"
+        "        self._read_state(before)\n"
+        "        self.state = self.state._replace(optimizer_variables=before.optimizer_variables)",
+        (f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[schedule]",),
+    ),
+    Fault(
+        "weights-of-callbacks-ignored",
+        "kohort/training.py",
+        "        self.callbacks.on_epoch_begin(epoch)\n        self._read_state(before)",
+        "        self.callbacks.on_epoch_begin(epoch)\n        self.state = before",
+        (f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[several]",),
+    ),
+    Fault(
+        "callbacks-see-the-epoch-before",
+        "kohort/training.py",
+        "keras_internals.attach(model, before if given_up else self.state)",
+        "keras_internals.attach(model, before)",
+        (f"{FALL_BACK}test_callbacks_see_what_keras_shows_them",),
+    ),
+    Fault(
+        "callbacks-in-the-wrong-order",
+        "kohort/training.py",
+        "            self.callbacks = keras.callbacks.CallbackList(\n                callbacks,",
+        "            self.callbacks = keras.callbacks.CallbackList(\n"
+        "                callbacks[::-1] if isinstance(callbacks, list) else callbacks,",
+        (f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[several]",),
+    ),
+    Fault(
+        "stop-training-ignored",
+        "kohort/training.py",
+        "                    if model.stop_training:\n                        break\n",
+        "",
+        (f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[stop]",),
+    ),
+    Fault(
+        "best-weights-not-restored",
+        "kohort/training.py",
+        "        self.callbacks.on_train_end(self.logs)\n",
+        "        state = keras_internals.read_state(model)\n"
+        "        self.callbacks.on_train_end(self.logs)\n"
+        "        keras_internals.write_state(model, state)\n",
+        (
+            f"{FALL_BACK}test_callbacks_at_epochs_run_compiled[best-weights]",
+            f"{FALL_BACK}test_best_weights_are_restored",
+        ),
+    ),
+    Fault(
+        "end-of-training-not-told",
+        "kohort/training.py",
+        "        self.callbacks.on_train_end(self.logs)\n",
+        "",
+        (f"{FALL_BACK}test_callbacks_see_what_keras_shows_them",),
+    ),
+    # falling back
+    Fault(
+        "fall-back-without-a-warning",
+        "kohort/fit.py",
+        '    warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)\n',
+        "",
+        (f"{FALL_BACK}test_run_eagerly",),
+    ),
+    Fault(
+        "batch-callbacks-not-called",
+        "kohort/fit.py",
+        'return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"',
+        "return None",
+        (f"{FALL_BACK}test_a_callback_that_changes_the_training_inside_an_epoch",),
+    ),
+    Fault(
+        "own-train-function-ignored",
+        "kohort/keras_internals.py",
+        'for name in ("evaluate", "make_train_function", "make_test_function")',
+        'for name in ("make_train_function", "make_test_function")',
+        (f"{FALL_BACK}test_a_model_with_a_method_of_its_own",),
+    ),
+    # compiled once, nothing lost
+    Fault(
+        "compiled-at-every-fit",
+        "kohort/programs.py",
+        "        if key not in self._made:\n            self._made[key] = make()",
+        "        self._made[key] = make()",
+        (f"{PROMISES}test_a_second_fit_compiles_nothing",),
+    ),
+    Fault(
+        "old-programs-after-compile",
+        "kohort/programs.py",
+        "if known is None or not known.is_of(model):",
+        "if known is None:",
+        (f"{PROMISES}test_compiling_the_model_anew_makes_new_programs",),
+    ),
+    Fault(
+        "interrupted-state-lost",
+        "kohort/training.py",
+        "                if not self.has_callbacks:\n                    keras_internals.attach(model, self.state)",
+        "                if not (self.has_callbacks or interrupt):\n"
+        "                    keras_internals.attach(model, self.state)",
+        (f"{PROMISES}test_interrupt_leaves_the_model_at_the_end_of_an_epoch",),
+    ),
+    # cohorts
+    Fault(
+        "seed-of-the-neighbour",
+        "kohort/members.py",
+        "seeds = [*self.seeds, *[self.seeds[-1]] * (blocks[-1].stop - len(self.seeds))]",
+        "seeds = [*self.seeds[1:], self.seeds[0], *[self.seeds[-1]] * (blocks[-1].stop - len(self.seeds))]",
+        (f"{COHORT}test_initial_state_is_bit_for_bit_keras[dense]",),
+    ),
+    Fault(
+        "batch-order-of-the-neighbour",
+        "kohort/members.py",
+        "for member in block[: len(self.members.seeds) - block.start]:",
+        "for member in reversed(block[: len(self.members.seeds) - block.start]):",
+        (f"{COHORT}test_member_is_keras_to_rounding[dense]",),
+    ),
+    Fault(
+        "padding-leaks-into-results",
+        "kohort/members.py",
+        "np.concatenate(arrays)[: len(self.seeds)]",
+        "np.concatenate(arrays)[-len(self.seeds) :]",
+        (f"{COHORT}test_cohort_of_many_equals_cohorts_of_one[False]",),
+    ),
+    Fault(
+        "state-of-another-member",
+        "kohort/members.py",
+        "return block if self.exact else jax.tree.map(lambda a: a[member % width], block)",
+        "return block if self.exact else jax.tree.map(lambda a: a[0], block)",
+        (f"{COHORT}test_member_is_keras_to_rounding[dense]",),
+    ),
+    Fault(
+        "members-mixed",
+        "kohort/members.py",
+        "history = extended(trained.history, epochs, self.members.join(list(logs)), validates)",
+        "mixed = jax.tree.map(lambda a: a - a.mean(0) + a[:1], self.members.join(list(logs)))\n"
+        "        history = extended(trained.history, epochs, mixed, validates)",
+        (f"{COHORT}test_diverged_member_leaves_its_neighbours",),
+    ),
+    Fault(
+        "second-fit-begins-anew",
+        "kohort/members.py",
+        "if members.trained else self._begin()",
+        "if not members else self._begin()",
+        (f"{COHORT}test_arguments_of_fit_and_a_second_fit",),
+    ),
+    Fault(
+        "diverged-members-count-as-solved",
+        "kohort/history.py",
+        'return last <= bound if direction == "down" else last >= bound',
+        'return ~(last > bound) if direction == "down" else ~(last < bound)',
+        ("tests/test_history.py",),
+    ),
+    Fault(
+        "diverged-members-not-counted",
+        "kohort/history.py",
+        "k, n = int(met.sum()), int(met.size)",
+        "k, n = int(met.sum()), max(1, int(met.size) - 1)",
+        ("tests/test_history.py",),
+    ),
+    Fault(
+        "best-is-the-diverged-one",
+        "kohort/cohort.py",
+        'if directions[metric] == "down" else -last, np.inf)',
+        'if directions[metric] == "down" else -last, -np.inf)',
+        (f"{COHORT}test_best_passes_over_diverged_members",),
+    ),
+    # the switch
+    Fault(
+        "uninstall-forgets-to-restore",
+        "kohort/accelerate.py",
+        "        del keras.Model.fit\n",
+        "",
+        ("tests/test_accelerate.py::test_installed_twice_is_installed_once",),
+    ),
+    Fault(
+        "strict-is-ignored",
+        "kohort/accelerate.py",
+        "if settings.strict:",
+        "if not settings:",
+        ("tests/test_accelerate.py::test_an_error_leaves_everything_as_it_was",),
+    ),
+    Fault(
+        "blocks-do-not-restore",
+        "kohort/accelerate.py",
+        "        _switch(self._before)",
+        "        _switch(None)",
+        ("tests/test_accelerate.py::test_blocks_restore_what_was_before",),
+    ),
+    Fault(
+        "fall-backs-counted-as-compiled",
+        "kohort/report.py",
+        "sum(row.calls for row in self if row.way != KERAS)",
+        "self.calls",
+        ("tests/test_report.py",),
+    ),
+]
