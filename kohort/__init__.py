@@ -6,20 +6,15 @@ import sys
 __version__ = "0.1.0"
 
 if "keras" not in sys.modules:
-    os.environ["KERAS_BACKEND"] = "jax"
-import keras
-
-if keras.backend.backend() != "jax":
-    raise ImportError(
-        f"kohort must run on Keras's JAX backend. Received: Keras, imported earlier, on {keras.backend.backend()!r}. "
-        'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
-    )
+    # Whoever has named another backend means it: models of that one train in a worker.
+    os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
 
 from kohort import data, history, plot
 from kohort.cohort import Cohort
 from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
 from kohort.fit import FallBackWarning, fit
+from kohort.remote import WorkerError
 
-__all__ = ["Cohort", "FallBackWarning", "data", "fit", "history", "plot"]
+__all__ = ["Cohort", "FallBackWarning", "WorkerError", "data", "fit", "history", "plot"]
 
 _keep_programs_on_disk()

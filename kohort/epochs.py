@@ -86,37 +86,36 @@ class ArrayEpochs:
         validation = self.data.validation.batch if self.data.validation else None
         generator = np.random.get_state()
         start = time.perf_counter()
-        finished = False
+        results = None
         try:
             schedule = self.order.draw(count, self.capacity)._replace(validates=validates)
-            state, logs = self.program(state, self.data.training.batch, validation, schedule, count)
+            call = self.program(state, self.data.training.batch, validation, schedule, count)
             # Only a call of one epoch may be longer than a moment; given up, it costs that unfinished epoch.
-            finished = engine.wait(logs, interrupt) if count == 1 else bool(jax.block_until_ready(logs))
+            results = self.programs.wait(call, interrupt if count == 1 else None)
         finally:
-            if not finished:
+            if results is None:
                 np.random.set_state(generator)
-        if not finished:
+        if results is None:
             return None
         self.pace.record(count, time.perf_counter() - start)
-        return Advanced(state, *log_columns(logs, validates, count))
+        return Advanced(results[0], *log_columns(results[1], validates, count))
 
     def train(
         self, state: State, epoch: int, interrupt: Interrupt, *, batches: int | None = None, watched: bool = False
     ) -> Advanced | None:
         """Runs the training of one epoch, or its first batches."""
         generator = np.random.get_state()
-        finished = False
+        results = None
         try:
             schedule = self.order.draw(1, self.capacity)
             if batches is not None:
                 schedule = self._first(schedule, batches)
             program = self.programs.epochs(self.data.cut, None, self.capacity)
-            state, logs = program(state, self.data.training.batch, None, schedule, 1)
-            finished = engine.wait(logs, interrupt)
+            results = self.programs.wait(program(state, self.data.training.batch, None, schedule, 1), interrupt)
         finally:
-            if not finished:
+            if results is None:
                 np.random.set_state(generator)
-        return Advanced(state, *log_columns(logs, None, 1)) if finished else None
+        return Advanced(results[0], *log_columns(results[1], None, 1)) if results is not None else None
 
     def validates_at(self, epoch: int) -> bool:
         """Says whether there are validation data, and whether it is their turn."""
@@ -127,11 +126,11 @@ class ArrayEpochs:
         if self.data.validation is None or self.data.validation_cut is None:
             raise RuntimeError("There are no validation data: ask `validates_at` first.")
         program = self.programs.validation(self.data.validation_cut)
-        state, logs = program(state, self.data.validation.batch, 1)
-        if not engine.wait(logs, interrupt):
+        results = self.programs.wait(program(state, self.data.validation.batch, 1), interrupt)
+        if results is None:
             return None
-        logs = jax.tree.map(lambda log: np.asarray(log)[None], logs)
-        return Advanced(state, *log_columns((logs, {}), None, 1))
+        logs = jax.tree.map(lambda log: np.asarray(log)[None], results[1])
+        return Advanced(results[0], *log_columns((logs, {}), None, 1))
 
     def _first(self, schedule: Schedule, batches: int) -> Schedule:
         """Returns the first batches of the epoch only."""

@@ -78,9 +78,22 @@ def validation_split(arrays: Any, fraction: float) -> tuple[Any, Any]:
     return array_slicing.train_validation_split(arrays, validation_split=fraction)
 
 
+def on_jax() -> bool:
+    """Says whether Keras runs on JAX in this process."""
+    return keras.backend.backend() == "jax"
+
+
+class _BatchesAsTheyCome(JAXEpochIterator):
+    """JAX's batches without JAX: under another backend its devices are not for this process to open."""
+
+    def _get_iterator(self) -> Any:
+        return self.data_adapter.get_jax_iterator()
+
+
 def epoch_iterator(x: Any, y: Any = None, sample_weight: Any = None, **arguments: Any) -> Any:
-    """Returns the iterator over batches that `model.fit` would make."""
-    return JAXEpochIterator(x=x, y=y, sample_weight=sample_weight, **arguments)
+    """Returns the iterator over batches that `model.fit` would make on JAX."""
+    kind = JAXEpochIterator if on_jax() else _BatchesAsTheyCome
+    return kind(x=x, y=y, sample_weight=sample_weight, **arguments)
 
 
 def whole_batch(x: Any, y: Any, sample_weight: Any, class_weight: Any, rows: int) -> Any:
@@ -114,7 +127,10 @@ def symbolic_build(model: keras.Model, iterator: Any) -> bool:
         or (model._compile_loss is not None and not model._compile_loss.built)
     )
     with unbuilt_again_on_failure(model):
-        model._symbolic_build(iterator=iterator)
+        if hasattr(keras.Model, "train_step"):
+            model._symbolic_build(iterator=iterator)
+        else:  # of NumPy's models, which Keras itself does not train
+            build_like(model, next(next(source for _, _, source in iterator)) if reads_a_batch else None)
     return reads_a_batch
 
 
@@ -149,11 +165,38 @@ def fresh_fit_reads_a_batch(model: keras.Model) -> bool:
 def build_like(model: keras.Model, batch: Any) -> None:
     """Builds metrics, loss and optimizer of the model for batches of this form."""
     model._symbolic_build(data_batch=batch if isinstance(batch, tuple) else (batch,))
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
 
 
 def read_state(model: keras.Model) -> State:
-    """Returns the arrays that training changes, in Keras's order."""
-    return State(*([v.value for v in variables] for variables in _variables(model)))
+    """Returns the arrays that training changes, in Keras's order: JAX's, or under another backend NumPy's."""
+
+    def value(variable: Any) -> Any:
+        return variable.value if on_jax() else np.array(keras.ops.convert_to_numpy(variable.value))
+
+    return State(*([value(v) for v in variables] for variables in _variables(model)))
+
+
+def like_variables(model: keras.Model, state: State) -> State:
+    """Returns arrays that another backend may have given other types in the types of the model's own variables.
+
+    Raises:
+        ValueError: If these are not the arrays of this model.
+    """
+    own = _variables(model)
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (*own, *state)]
+    if shapes[:4] != shapes[4:]:
+        raise ValueError(
+            "`model` must be the same when it is built from its configuration. Received: a model whose variables have "
+            f"the shapes {shapes[4:]}, and {shapes[:4]} once it is rebuilt. "
+            "Let `get_config` tell all that `__init__` takes."
+        )
+
+    def typed(variable: Any, array: Any) -> Any:
+        return keras.ops.convert_to_tensor(array, dtype=variable.dtype)
+
+    return State(*(list(map(typed, *pair)) for pair in zip(own, state, strict=True)))
 
 
 def write_state(model: keras.Model, state: State) -> None:
@@ -233,7 +276,7 @@ def why_keras_must_run(model: keras.Model) -> str | None:
     """Returns why this model cannot be trained by a compiled program, or None when it can."""
     if model.run_eagerly:
         return "the model was compiled with `run_eagerly=True`"
-    if not model.jit_compile:
+    if not (model.jit_compile if on_jax() else all(layer.supports_jit for layer in model._flatten_layers())):
         return "the model was compiled with `jit_compile=False`, or a layer of it does not support it"
     if keras.distribution.distribution() is not None:
         return "a `keras.distribution` is set"
@@ -241,14 +284,20 @@ def why_keras_must_run(model: keras.Model) -> str | None:
         return "Keras runs in NNX mode"
     if keras.config.max_epochs() or keras.config.max_steps_per_epoch():
         return "`keras.config` limits the epochs or the steps per epoch"
-    overridden = [
-        name
-        for name in ("fit", "evaluate", "make_train_function", "make_test_function")
-        if getattr(type(model), name) is not getattr(keras.Model, name)
-    ]
+    if getattr(model, "_distribute_strategy", None) is not None:
+        return "a `tf.distribute` strategy is set"
+    names = ["fit", "evaluate", "make_train_function", "make_test_function"]
+    if not on_jax():
+        names += ["train_step", "test_step"]  # the worker's have another form
+    overridden = [name for name in names if overrides(model, name)]
     if overridden:
         return f"{type(model).__name__} overrides `{overridden[0]}`"
     return None
+
+
+def overrides(model: keras.Model, method: str) -> bool:
+    """Says whether the model's class has a method of its own in the place of Keras's."""
+    return getattr(type(model), method, None) is not getattr(keras.Model, method, None)
 
 
 def learning_rate(model: keras.Model) -> float | None:
@@ -266,6 +315,29 @@ def metric_direction(model: keras.Model, name: str) -> str | None:
         return "down"
     metrics = model._compile_metrics.metrics if model._compile_metrics else []
     return next((getattr(m, "_direction", None) for m in metrics if m.name == name), None)
+
+
+def trainability(model: keras.Model) -> list[bool]:
+    """Returns which of the layers, the model among them, are trainable."""
+    return [layer.trainable for layer in model._flatten_layers()]
+
+
+def set_trainability(model: keras.Model, flags: list[bool]) -> None:
+    """Makes the layers of a model of the same form trainable or not."""
+    for layer, flag in zip(model._flatten_layers(), flags, strict=False):
+        if layer.trainable != flag:
+            layer.trainable = flag
+
+
+def metric_names(model: keras.Model) -> list[str]:
+    """Returns the names of the metrics, some of which Keras numbers through as it builds them (auc, auc_1)."""
+    return [metric.name for metric in model._compile_metrics.metrics] if model._compile_metrics else []
+
+
+def set_metric_names(model: keras.Model, names: list[str]) -> None:
+    """Names the metrics of a model that was built from the same configuration."""
+    for metric, name in zip(model._compile_metrics.metrics if model._compile_metrics else [], names, strict=True):
+        metric.name = name
 
 
 # --- clones and seeds -------------------------------------------------------------------------------------------------

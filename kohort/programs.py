@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import keras
 
-from kohort import engine, keras_internals
+from kohort import engine, keras_internals, remote
 from kohort.data import Inputs
 from kohort.engine import Cut, Pace
+from kohort.remote import RemotePrograms
 
 
 class Programs:
@@ -55,6 +56,12 @@ class Programs:
         run = engine.predict_program(self._functions, cut)
         return self._once(("predict", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
 
+    def wait(self, results: tuple, interrupt: Any) -> tuple | None:
+        """Waits for what a program computes, state and logs. Returns None as soon as `interrupt` is true."""
+        if interrupt is None:
+            return jax.block_until_ready(results)
+        return results if engine.wait(results[1], interrupt) else None
+
     def pace(self, *key: Any) -> Pace:
         """Returns the measured pace of a program at some shape."""
         return self._once(("pace", *key), Pace)
@@ -65,14 +72,15 @@ class Programs:
         return self._made[key]
 
 
-_programs: "weakref.WeakKeyDictionary[keras.Model, Programs]" = weakref.WeakKeyDictionary()
+_programs: "weakref.WeakKeyDictionary[keras.Model, Programs | RemotePrograms]" = weakref.WeakKeyDictionary()
 
 
-def programs_of(model: keras.Model) -> Programs:
-    """Returns the programs of the model, new ones after each `model.compile`."""
+def programs_of(model: keras.Model) -> Programs | RemotePrograms:
+    """Returns the programs of the model, new ones after each `model.compile`: here, or in the worker."""
+    kind = RemotePrograms if remote.is_needed() else Programs
     known = _programs.get(model)
-    if known is None or not known.is_of(model):
-        known = _programs[model] = Programs(model)
+    if not isinstance(known, kind) or not known.is_of(model):
+        known = _programs[model] = kind(model)
     return known
 
 

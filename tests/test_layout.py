@@ -25,10 +25,14 @@ PACKAGE = ROOT / "kohort"
 ROOMS = [
     "history",
     "engine",
+    "wire",
     "keras_internals",
     "checks",
     "data",
+    "blueprint",
+    "remote",
     "programs",
+    "worker",
     "progress",
     "epochs",
     "training",
@@ -44,7 +48,13 @@ ROOMS = [
     "lab",
     "cli",
 ]
-WITHOUT = {"engine": {"keras"}, "history": {"keras", "jax"}}
+WITHOUT = {
+    "engine": {"keras"},
+    "history": {"keras", "jax"},
+    "wire": {"keras", "jax"},
+    "blueprint": {"jax"},
+    "remote": {"jax"},
+}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "joblib"}
 MODULE_LINES = 500
 FUNCTION_CODE_LINES = 60

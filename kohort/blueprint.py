@@ -1,0 +1,135 @@
+"""What of a model crosses into another process: its configuration, by Keras's own serialisation, as JSON.
+
+In comes a compiled, built model; out go plain values from which another process, on another backend, builds the same
+model. Custom classes go by the name of their module, which that process imports. The room exists so that what cannot
+cross is found before anything is touched, and so that both ends read the same values.
+"""
+
+import importlib
+import json
+import operator
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+
+from kohort import keras_internals
+
+ELSEWHERE = (
+    "or train on JAX: import kohort before keras, or set the environment variable KERAS_BACKEND to \"jax\" before "
+    "Python starts"
+)
+
+
+class Custom(NamedTuple):
+    """A class or function that is not Keras's, and how another process finds it."""
+
+    registered_name: str
+    module: str
+    qualified_name: str
+
+
+def blueprint(model: keras.Model) -> dict:
+    """Returns all from which `build` makes the same model again, but for the values of its variables.
+
+    Raises:
+        ValueError: If a part of the model has no configuration, or none that another process can read.
+    """
+    serialised = _serialised(model)
+    customs = sorted({_custom(model, *found) for found in _foreign(serialised)})
+    compiled = serialised.pop("compile_config")
+    compiled["jit_compile"] = "auto"  # what the caller's backend made of "auto" is not what JAX makes of it
+    return {
+        "model": serialised,
+        "compiled": compiled,
+        "customs": customs,
+        "trainable": keras_internals.trainability(model),
+        "metric_names": keras_internals.metric_names(model),
+        "floatx": keras.config.floatx(),
+        "epsilon": keras.config.epsilon(),
+        "image_data_format": keras.config.image_data_format(),
+        "path": sys.path,
+    }
+
+
+def build(blueprint: dict, batch: Any) -> keras.Model:
+    """Builds the model of a blueprint, compiled, for batches of this form."""
+    sys.path[:] = blueprint["path"]
+    keras.config.set_floatx(blueprint["floatx"])
+    keras.config.set_epsilon(blueprint["epsilon"])
+    keras.config.set_image_data_format(blueprint["image_data_format"])
+    customs = {}
+    for custom in (Custom(*fields) for fields in blueprint["customs"]):
+        customs[custom.registered_name] = operator.attrgetter(custom.qualified_name)(
+            importlib.import_module(custom.module)
+        )
+    with keras.saving.custom_object_scope(customs):
+        model = keras.saving.deserialize_keras_object(blueprint["model"])
+        keras_internals.set_trainability(model, blueprint["trainable"])
+        model.compile_from_config(blueprint["compiled"])
+    keras_internals.build_like(model, batch)
+    keras_internals.set_metric_names(model, blueprint["metric_names"])
+    return model
+
+
+def check_crossing(model: keras.Model) -> None:
+    """Raises a ValueError unless the model can be built again in another process."""
+    serialised = _serialised(model)
+    for found in _foreign(serialised):
+        _custom(model, *found)
+
+
+def _serialised(model: keras.Model) -> dict:
+    if type(model).compile is not keras.Model.compile:
+        raise _refusal(
+            model, f"{type(model).__name__}, which overrides `compile`", "Compile with Keras's own `compile`"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of lambdas, which are refused by name
+            serialised = keras.saving.serialize_keras_object(model)
+        return json.loads(json.dumps(serialised))
+    except (NotImplementedError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        received = f"a part that does not tell its configuration ({reason[:119]})"
+        raise _refusal(model, received, "Give that class a `get_config` of plain values") from error
+
+
+def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:
+    """Yields module, name and registered name of each class and function in a configuration that is not Keras's."""
+    if isinstance(config, list):
+        for part in config:
+            yield from _foreign(part)
+    if not isinstance(config, dict):
+        return
+    if {"class_name", "module", "registered_name"} <= config.keys() or config.get("class_name") == "__lambda__":
+        module, name = config.get("module"), config["class_name"]
+        if name == "function":
+            name = str(config["config"])
+        if module is None or module != "builtins" and module.partition(".")[0] != "keras":
+            yield module, name, config["config"] if config["class_name"] == "function" else config.get("registered_name")
+    for part in config.values():
+        yield from _foreign(part)
+
+
+def _custom(model: keras.Model, module: str | None, name: str, registered_name: str) -> Custom:
+    """Finds a class or function, and raises unless another process can import it."""
+    if name == "__lambda__":
+        raise _refusal(model, "a lambda", "Make it a function with a name, in a module of its own")
+    thing = keras.saving.get_registered_object(registered_name)
+    if thing is None:
+        thing = getattr(sys.modules.get(module or "__main__"), name, None)
+    home, path = getattr(thing, "__module__", module) or "__main__", getattr(thing, "__qualname__", name)
+    is_importable = getattr(sys.modules.get(home), "__spec__", None) is not None and home != "__main__"
+    if not is_importable or "<locals>" in path or operator.attrgetter(path)(sys.modules[home]) is not thing:
+        raise _refusal(model, f"{path!r}, defined in {home}", "Move it to the top level of a module and import it")
+    return Custom(registered_name, home, path)
+
+
+def _refusal(model: keras.Model, received: str, step: str) -> ValueError:
+    return ValueError(
+        "`model` must be made of parts that another process can import, because kohort trains a model of the backend "
+        f"{keras.backend.backend()!r} in a worker. Received: model={model.name!r} with {received}. {step}, {ELSEWHERE}."
+    )
