@@ -8,8 +8,10 @@ cross is found before anything is touched, and so that both ends read the same v
 import importlib
 import json
 import operator
+import random
 import sys
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ import keras
 from kohort import keras_internals
 
 ELSEWHERE = (
-    "or train on JAX: import kohort before keras, or set the environment variable KERAS_BACKEND to \"jax\" before "
+    'or train on JAX: import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before '
     "Python starts"
 )
 
@@ -60,12 +62,7 @@ def build(blueprint: dict, batch: Any) -> keras.Model:
     keras.config.set_floatx(blueprint["floatx"])
     keras.config.set_epsilon(blueprint["epsilon"])
     keras.config.set_image_data_format(blueprint["image_data_format"])
-    customs = {}
-    for custom in (Custom(*fields) for fields in blueprint["customs"]):
-        customs[custom.registered_name] = operator.attrgetter(custom.qualified_name)(
-            importlib.import_module(custom.module)
-        )
-    with keras.saving.custom_object_scope(customs):
+    with keras.saving.custom_object_scope(_imported([Custom(*fields) for fields in blueprint["customs"]])):
         model = keras.saving.deserialize_keras_object(blueprint["model"])
         keras_internals.set_trainability(model, blueprint["trainable"])
         model.compile_from_config(blueprint["compiled"])
@@ -76,9 +73,43 @@ def build(blueprint: dict, batch: Any) -> keras.Model:
 
 def check_crossing(model: keras.Model) -> None:
     """Raises a ValueError unless the model can be built again in another process."""
+    marker = keras_internals.compile_marker(model)
+    if _checked.get(model) is marker:
+        return
     serialised = _serialised(model)
-    for found in _foreign(serialised):
-        _custom(model, *found)
+    customs = [_custom(model, *found) for found in _foreign(serialised)]
+    if customs:  # Keras's own parts are known to be built from their configuration; with others, it is tried
+        _rebuild(model, serialised, customs)
+    _checked[model] = marker
+
+
+_checked: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
+
+
+def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> None:
+    generator = random.getstate()
+    try:
+        keras.saving.deserialize_keras_object(serialised, custom_objects=_imported(customs))
+    except (TypeError, ValueError) as error:
+        received = f"a configuration from which Keras does not build it again ({_first_line(error)})"
+        step = "Let the `get_config` of its parts tell what `__init__` takes, `**kwargs` included"
+        raise _refusal(model, received, step) from error
+    finally:
+        random.setstate(generator)
+
+
+def _imported(customs: list[Custom]) -> dict[str, Any]:
+    """Returns classes and functions by the names under which Keras asks for them."""
+
+    def found(custom: Custom) -> Any:
+        return operator.attrgetter(custom.qualified_name)(importlib.import_module(custom.module))
+
+    return {custom.registered_name: found(custom) for custom in customs}
+
+
+def _first_line(error: BaseException) -> str:
+    line = " ".join(str(error).split())
+    return line[:119] + "…" if len(line) > 120 else line
 
 
 def _serialised(model: keras.Model) -> dict:
@@ -92,8 +123,7 @@ def _serialised(model: keras.Model) -> dict:
             serialised = keras.saving.serialize_keras_object(model)
         return json.loads(json.dumps(serialised))
     except (NotImplementedError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        received = f"a part that does not tell its configuration ({reason[:119]})"
+        received = f"a part that does not tell its configuration ({_first_line(error)})"
         raise _refusal(model, received, "Give that class a `get_config` of plain values") from error
 
 
@@ -104,12 +134,14 @@ def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:
             yield from _foreign(part)
     if not isinstance(config, dict):
         return
-    if {"class_name", "module", "registered_name"} <= config.keys() or config.get("class_name") == "__lambda__":
-        module, name = config.get("module"), config["class_name"]
-        if name == "function":
-            name = str(config["config"])
-        if module is None or module != "builtins" and module.partition(".")[0] != "keras":
-            yield module, name, config["config"] if config["class_name"] == "function" else config.get("registered_name")
+    kind, module = config.get("class_name"), config.get("module")
+    if kind == "__lambda__":
+        yield None, kind, kind
+    elif {"module", "registered_name"} <= config.keys():
+        is_function = kind == "function"  # whose configuration is its registered name
+        name, registered_name = (config["config"],) * 2 if is_function else (kind, config["registered_name"] or kind)
+        if module is None or (module != "builtins" and module.partition(".")[0] != "keras"):
+            yield module, str(name), str(registered_name)
     for part in config.values():
         yield from _foreign(part)
 

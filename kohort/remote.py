@@ -73,7 +73,7 @@ class Worker:
             WorkerError: If it does not get so far.
         """
         if not hasattr(socket, "recv_fds"):
-            raise WorkerError("kohort's worker process needs Linux or macOS. Set KERAS_BACKEND=jax instead.")
+            raise WorkerError("kohort's worker process needs Linux or macOS. Import kohort before keras instead.")
         self.compilations = 0
         self.last: State | None = None  # the state that the last call returned: the worker has it, too
         self._lock = threading.Lock()
@@ -83,14 +83,16 @@ class Worker:
         self._output = tempfile.TemporaryFile()
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
-        with theirs:
-            self.process = self._start(theirs.fileno())
         try:
+            with theirs:
+                self.process = self._start(theirs.fileno())
             self._exchange({"do": "start"})
-        except WorkerError as error:
+        except (WorkerError, OSError) as error:
+            ours.close()
+            self._output.close()
             raise WorkerError(
-                f"kohort's worker process could not start ({error}). "
-                f'Run `{sys.executable} -c "import kohort.worker"` with KERAS_BACKEND=jax to see more.'
+                f"kohort's worker process could not start: {error}. "
+                f'Run `KERAS_BACKEND=jax {sys.executable} -c "import kohort.worker"` to see more.'
             ) from None
 
     def _start(self, descriptor: int) -> subprocess.Popen:
@@ -119,14 +121,20 @@ class Worker:
         """Asks for something and waits for the answer.
 
         Returns:
-            The answer and its arrays, or None if `interrupt` became true and the answer was not given up to be soon.
+            The answer and its arrays, or None if `interrupt` became true and no answer came soon after.
 
         Raises:
             WorkerError: If the process ends.
             Exception: What the worker raised, where that is one of Python's own exceptions.
         """
         with self._lock:
-            answer = self._exchange({**message, "forget": self._to_forget()}, arrays, interrupt)
+            try:
+                answer = self._exchange({**message, "forget": self._to_forget()}, arrays, interrupt)
+            except WorkerError as error:
+                raise WorkerError(
+                    f"kohort's worker process is gone: {error}. The model holds its last finished epoch. "
+                    "Call fit again: it starts a new worker."
+                ) from None
         if answer is not None and "error" in answer[0]:
             raise _error_of(answer[0])
         return answer
@@ -138,9 +146,8 @@ class Worker:
                 self.end()
                 return None
             return self.channel.receive()
-        except (EOFError, ConnectionError) as error:
-            self.end()
-            raise WorkerError(self._obituary()) from error
+        except (EOFError, ConnectionError):
+            raise WorkerError(self._obituary()) from None
         except BaseException:
             self.end()  # half an answer may still be on its way: nothing can be asked after it
             raise
@@ -167,12 +174,13 @@ class Worker:
             self._sent += 1
             self.call({"do": "keep", "token": self._sent}, samples)
             self._tokens[key] = self._sent
-            # The worker keeps them as long as this process does.
-            weakref.finalize(leaves[0], self._forget, key).atexit = False
+            for leaf in leaves:  # the worker keeps them as long as this process does
+                weakref.finalize(leaf, self._forget, key).atexit = False
         return self._tokens[key]
 
     def _forget(self, key: tuple[int, ...]) -> None:
-        self._forgotten.append(self._tokens.pop(key))
+        if key in self._tokens:
+            self._forgotten.append(self._tokens.pop(key))
 
     def _to_forget(self) -> list[int]:
         tokens, self._forgotten = self._forgotten, []
@@ -180,6 +188,10 @@ class Worker:
 
     def end(self) -> None:
         """Ends the process, whatever it does."""
+        self._wait()
+        self._output.close()
+
+    def _wait(self) -> None:
         self.channel.socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(GRACE_SECONDS)  # it goes by itself when nobody is at the other end
@@ -187,18 +199,21 @@ class Worker:
         self.process.wait()
 
     def _obituary(self) -> str:
-        """Says how the process ended, with the last line that it wrote."""
+        """Ends what is left of the process and says how it ended, with the last line that it wrote."""
+        self._wait()
+        with self._output:
+            self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - 4096))
+            lines = self._output.read().decode(errors="replace").split("\n")
         code = self.process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        size = self._output.seek(0, os.SEEK_END)
-        self._output.seek(max(0, size - 4096))
-        lines = self._output.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f"it {how}{': ' + last if last and code > 0 else ''}"
+        if code < 0:
+            return f"it was killed by {signal.Signals(-code).name}"
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+        return f"it ended with exit code {code}: {last}"
 
     def abandon(self) -> None:
         """Leaves the process to the one that started it: this one is a fork."""
         self.channel.socket.close()
+        self._output.close()
         self.process.returncode = 0
 
 
@@ -211,6 +226,7 @@ def worker() -> Worker:
     global _worker
     with _starts:
         if _worker is None or not _worker.is_alive:
+            end_worker()
             _worker = Worker()
         return _worker
 
@@ -260,7 +276,7 @@ class Request(NamedTuple):
     samples: Any
     validation: Any
     schedule: Schedule
-    count: int
+    epochs: int
 
 
 class RemotePrograms:
@@ -306,7 +322,7 @@ class RemotePrograms:
             "program": request.program,
             "samples": other.token(request.samples),
             "validation": other.token(request.validation),
-            "count": request.count,
+            "count": request.epochs,
         }
         state = None if request.state is other.last else request.state
         answer = other.call(message, (state, request.schedule), interrupt)

@@ -99,10 +99,11 @@ class Bench:
             cut, validation_cut, capacity = cuts
             program = programs.epochs(Cut(*cut), validation_cut and Cut(*validation_cut), capacity)
             validation = self.samples.get(message["validation"])
-            self.last, logs = program(state, samples, validation, Schedule(*schedule), message["count"])
+            results = program(state, samples, validation, Schedule(*schedule), message["count"])
         else:
-            self.last, logs = programs.validation(Cut(*cuts[0]))(state, samples, message["count"])
-        state, logs = map_arrays(np.asarray, (list(self.last), logs))
+            results = programs.validation(Cut(*cuts[0]))(state, samples, message["count"])
+        self.last = results[0]
+        state, logs = map_arrays(np.asarray, (list(results[0]), results[1]))
         return {"compilations": self.compilations}, (state, logs)
 
     def _model(self, message: dict, samples: Any) -> tuple[keras.Model, Programs] | None:
