@@ -5,17 +5,18 @@ model. Custom classes go by the name of their module, which that process imports
 cross is found before anything is touched, and so that both ends read the same values.
 """
 
+import functools
 import importlib
 import json
 import operator
 import random
 import sys
-import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from kohort import keras_internals
 
@@ -42,6 +43,8 @@ def blueprint(model: keras.Model) -> dict:
     serialised = _serialised(model)
     customs = sorted({_custom(model, *found) for found in _foreign(serialised)})
     compiled = serialised.pop("compile_config")
+    for option, kept in keras_internals.kept_options(model).items():
+        compiled[option] = keras.saving.serialize_keras_object(kept)
     compiled["jit_compile"] = "auto"  # what the caller's backend made of "auto" is not what JAX makes of it
     return {
         "model": serialised,
@@ -77,9 +80,7 @@ def check_crossing(model: keras.Model) -> None:
     if _checked.get(model) is marker:
         return
     serialised = _serialised(model)
-    customs = [_custom(model, *found) for found in _foreign(serialised)]
-    if customs:  # Keras's own parts are known to be built from their configuration; with others, it is tried
-        _rebuild(model, serialised, customs)
+    _rebuild(model, serialised, [_custom(model, *found) for found in _foreign(serialised)])
     _checked[model] = marker
 
 
@@ -87,7 +88,8 @@ _checked: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDiction
 
 
 def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> None:
-    generator = random.getstate()
+    """Tries here, at the price of building the model twice, what would otherwise fail over there."""
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         keras.saving.deserialize_keras_object(serialised, custom_objects=_imported(customs))
     except (TypeError, ValueError) as error:
@@ -95,7 +97,8 @@ def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> Non
         step = "Let the `get_config` of its parts tell what `__init__` takes, `**kwargs` included"
         raise _refusal(model, received, step) from error
     finally:
-        random.setstate(generator)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _imported(customs: list[Custom]) -> dict[str, Any]:
@@ -108,6 +111,8 @@ def _imported(customs: list[Custom]) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
+    while error.__context__ is not None:  # Keras wraps what went wrong, at each level of the model
+        error = error.__context__
     line = " ".join(str(error).split())
     return line[:119] + "…" if len(line) > 120 else line
 
@@ -117,11 +122,10 @@ def _serialised(model: keras.Model) -> dict:
         raise _refusal(
             model, f"{type(model).__name__}, which overrides `compile`", "Compile with Keras's own `compile`"
         )
+    if "<lambda>" in keras_internals.functions_of(model):
+        raise _refusal(model, "a lambda", "Make it a function with a name, in a module of its own")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of lambdas, which are refused by name
-            serialised = keras.saving.serialize_keras_object(model)
-        return json.loads(json.dumps(serialised))
+        return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
     except (NotImplementedError, TypeError) as error:
         received = f"a part that does not tell its configuration ({_first_line(error)})"
         raise _refusal(model, received, "Give that class a `get_config` of plain values") from error
@@ -135,12 +139,10 @@ def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:
     if not isinstance(config, dict):
         return
     kind, module = config.get("class_name"), config.get("module")
-    if kind == "__lambda__":
-        yield None, kind, kind
-    elif {"module", "registered_name"} <= config.keys():
+    if {"module", "registered_name"} <= config.keys():
         is_function = kind == "function"  # whose configuration is its registered name
         name, registered_name = (config["config"],) * 2 if is_function else (kind, config["registered_name"] or kind)
-        if module is None or (module != "builtins" and module.partition(".")[0] != "keras"):
+        if module is None or module.partition(".")[0] != "keras":
             yield module, str(name), str(registered_name)
     for part in config.values():
         yield from _foreign(part)
@@ -148,16 +150,19 @@ def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:
 
 def _custom(model: keras.Model, module: str | None, name: str, registered_name: str) -> Custom:
     """Finds a class or function, and raises unless another process can import it."""
-    if name == "__lambda__":
-        raise _refusal(model, "a lambda", "Make it a function with a name, in a module of its own")
     thing = keras.saving.get_registered_object(registered_name)
     if thing is None:
-        thing = getattr(sys.modules.get(module or "__main__"), name, None)
+        thing = keras_internals.functions_of(model).get(name) or _at(module or "__main__", name)
     home, path = getattr(thing, "__module__", module) or "__main__", getattr(thing, "__qualname__", name)
     is_importable = getattr(sys.modules.get(home), "__spec__", None) is not None and home != "__main__"
-    if not is_importable or "<locals>" in path or operator.attrgetter(path)(sys.modules[home]) is not thing:
+    if thing is None or not is_importable or "<locals>" in path or _at(home, path) is not thing:
         raise _refusal(model, f"{path!r}, defined in {home}", "Move it to the top level of a module and import it")
     return Custom(registered_name, home, path)
+
+
+def _at(module: str, path: str) -> Any:
+    """Returns what a module has under a dotted name, or None."""
+    return functools.reduce(lambda thing, name: getattr(thing, name, None), path.split("."), sys.modules.get(module))
 
 
 def _refusal(model: keras.Model, received: str, step: str) -> ValueError:

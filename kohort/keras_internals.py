@@ -288,6 +288,8 @@ def why_keras_must_run(model: keras.Model) -> str | None:
         return "a `tf.distribute` strategy is set"
     names = ["fit", "evaluate", "make_train_function", "make_test_function"]
     if not on_jax():
+        if hasattr(model.optimizer, "_exclude_from_weight_decay_pattern"):
+            return "the optimizer excludes variables from weight decay, which its configuration does not tell"
         names += ["train_step", "test_step"]  # the worker's have another form
     overridden = [name for name in names if overrides(model, name)]
     if overridden:
@@ -327,6 +329,27 @@ def set_trainability(model: keras.Model, flags: list[bool]) -> None:
     for layer, flag in zip(model._flatten_layers(), flags, strict=False):
         if layer.trainable != flag:
             layer.trainable = flag
+
+
+def kept_options(model: keras.Model) -> dict[str, Any]:
+    """Returns loss and metrics of an earlier `compile` that stayed because the last one was given none."""
+    given, kept = model._compile_config.config, {}
+    if given["loss"] is None and model._compile_loss is not None:
+        kept |= {"loss": model._compile_loss._user_loss, "loss_weights": model._compile_loss._user_loss_weights}
+    if given["metrics"] is None and given["weighted_metrics"] is None and model._compile_metrics is not None:
+        kept["metrics"] = model._compile_metrics._user_metrics
+        kept["weighted_metrics"] = model._compile_metrics._user_weighted_metrics
+    return kept
+
+
+def functions_of(model: keras.Model) -> dict[str, Callable]:
+    """Returns the user's functions that layers, losses and metrics hold, by name: configurations lack their module."""
+    options = {**model._compile_config.config, **kept_options(model)}
+    compiled = [part for option in options.values() for part in tree.flatten(option)]
+    parts = [*compiled, *model._flatten_layers()]
+    held = [thing for part in parts for thing in (part, *getattr(part, "__dict__", {}).values())]
+    functions = [thing for thing in held if isinstance(thing, types.FunctionType)]
+    return {function.__name__: function for function in functions if not function.__module__.startswith("keras.")}
 
 
 def metric_names(model: keras.Model) -> list[str]:

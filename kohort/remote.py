@@ -76,7 +76,7 @@ class Worker:
             raise WorkerError("kohort's worker process needs Linux or macOS. Import kohort before keras instead.")
         self.compilations = 0
         self.last: State | None = None  # the state that the last call returned: the worker has it, too
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
         self._tokens: dict[tuple[int, ...], int] = {}
         self._forgotten: list[int] = []
         self._sent = 0
@@ -127,7 +127,7 @@ class Worker:
             WorkerError: If the process ends.
             Exception: What the worker raised, where that is one of Python's own exceptions.
         """
-        with self._lock:
+        with self.lock:
             try:
                 answer = self._exchange({**message, "forget": self._to_forget()}, arrays, interrupt)
             except WorkerError as error:
@@ -170,13 +170,14 @@ class Worker:
             return None
         leaves = list(arrays_of(samples))
         key = tuple(map(id, leaves))
-        if key not in self._tokens:
-            self._sent += 1
-            self.call({"do": "keep", "token": self._sent}, samples)
-            self._tokens[key] = self._sent
-            for leaf in leaves:  # the worker keeps them as long as this process does
-                weakref.finalize(leaf, self._forget, key).atexit = False
-        return self._tokens[key]
+        with self.lock:
+            if key not in self._tokens:
+                self._sent += 1
+                self.call({"do": "keep", "token": self._sent}, samples)
+                self._tokens[key] = self._sent
+                for leaf in leaves:  # the worker keeps them as long as this process does
+                    weakref.finalize(leaf, self._forget, key).atexit = False
+            return self._tokens[key]
 
     def _forget(self, key: tuple[int, ...]) -> None:
         if key in self._tokens:
@@ -316,6 +317,10 @@ class RemotePrograms:
     def wait(self, request: Request, interrupt: Any) -> tuple[State, Any] | None:
         """Makes the call. Returns the state after it and its logs, or None if it was interrupted before its end."""
         other = worker()
+        with other.lock:  # what it has, it must have until the call is made
+            return self._run(other, request, interrupt)
+
+    def _run(self, other: Worker, request: Request, interrupt: Any) -> tuple[State, Any] | None:
         message = {
             "do": "run",
             "model": self._name,
