@@ -12,7 +12,6 @@ import keras
 import numpy as np
 
 from kohort import keras_internals, remote
-from kohort.blueprint import check_crossing
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.data import inputs
 from kohort.epochs import ArrayEpochs
@@ -107,8 +106,7 @@ def fit(
         warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
         arguments = {"x": x, "y": y, "verbose": verbose, "callbacks": callbacks, "sample_weight": sample_weight}
         return model.fit(**arguments, validation_data=validation_data, **_given(recipe))
-    if remote.is_needed():
-        check_crossing(model)
+    remote.check(model)
     data = inputs(model, x, y, sample_weight, validation_data, recipe)
     return Training(model, ArrayEpochs(model, data, recipe), recipe, callbacks, verbose).train()
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import keras
 
 from kohort import keras_internals
-from kohort.blueprint import blueprint
+from kohort.blueprint import blueprint, check_crossing
 from kohort.engine import Cut, Pace, Schedule, State
 from kohort.wire import Channel, arrays_of
 
@@ -58,6 +58,12 @@ class WorkerError(RuntimeError):
 def is_needed() -> bool:
     """Says whether models of this process train in the worker: Keras runs on another backend than JAX."""
     return always or not keras_internals.on_jax()
+
+
+def check(model: keras.Model) -> None:
+    """Raises a ValueError if the model is to train in the worker and cannot cross."""
+    if is_needed():
+        check_crossing(model)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Run by `test_backends.py` in a process of its own, under another backend: trains there, and writes down what came out.
+"""Run by `test_backends.py` in a process of its own, under another backend: trains there and writes down what is left.
 
 The models and arguments are those that the test trains on JAX by Keras itself.
 """
