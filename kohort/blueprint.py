@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kohort import keras_internals
+from kohort import keras_internals, keras_parts
 
 ELSEWHERE = (
     'or train on JAX: import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before '
@@ -43,15 +43,15 @@ def blueprint(model: keras.Model) -> dict:
     serialised = _serialised(model)
     customs = sorted({_custom(model, *found) for found in _foreign(serialised)})
     compiled = serialised.pop("compile_config")
-    for option, kept in keras_internals.kept_options(model).items():
+    for option, kept in keras_parts.kept_options(model).items():
         compiled[option] = keras.saving.serialize_keras_object(kept)
     compiled["jit_compile"] = "auto"  # what the caller's backend made of "auto" is not what JAX makes of it
     return {
         "model": serialised,
         "compiled": compiled,
         "customs": customs,
-        "trainable": keras_internals.trainability(model),
-        "metric_names": keras_internals.metric_names(model),
+        "trainable": keras_parts.trainability(model),
+        "metric_names": keras_parts.metric_names(model),
         "floatx": keras.config.floatx(),
         "epsilon": keras.config.epsilon(),
         "image_data_format": keras.config.image_data_format(),
@@ -67,10 +67,10 @@ def build(blueprint: dict, batch: Any) -> keras.Model:
     keras.config.set_image_data_format(blueprint["image_data_format"])
     with keras.saving.custom_object_scope(_imported([Custom(*fields) for fields in blueprint["customs"]])):
         model = keras.saving.deserialize_keras_object(blueprint["model"])
-        keras_internals.set_trainability(model, blueprint["trainable"])
+        keras_parts.set_trainability(model, blueprint["trainable"])
         model.compile_from_config(blueprint["compiled"])
     keras_internals.build_like(model, batch)
-    keras_internals.set_metric_names(model, blueprint["metric_names"])
+    keras_parts.set_metric_names(model, blueprint["metric_names"])
     return model
 
 
@@ -122,10 +122,11 @@ def _serialised(model: keras.Model) -> dict:
         raise _refusal(
             model, f"{type(model).__name__}, which overrides `compile`", "Compile with Keras's own `compile`"
         )
-    if "<lambda>" in keras_internals.functions_of(model):
+    if "<lambda>" in keras_parts.functions_of(model):
         raise _refusal(model, "a lambda", "Make it a function with a name, in a module of its own")
     try:
-        return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+        serialised = keras.saving.serialize_keras_object(model)
+        return keras_parts.on_any_backend(json.loads(json.dumps(serialised)))
     except (NotImplementedError, TypeError) as error:
         received = f"a part that does not tell its configuration ({_first_line(error)})"
         raise _refusal(model, received, "Give that class a `get_config` of plain values") from error
@@ -152,7 +153,7 @@ def _custom(model: keras.Model, module: str | None, name: str, registered_name: 
     """Finds a class or function, and raises unless another process can import it."""
     thing = keras.saving.get_registered_object(registered_name)
     if thing is None:
-        thing = keras_internals.functions_of(model).get(name) or _at(module or "__main__", name)
+        thing = keras_parts.functions_of(model).get(name) or _at(module or "__main__", name)
     home, path = getattr(thing, "__module__", module) or "__main__", getattr(thing, "__qualname__", name)
     is_importable = getattr(sys.modules.get(home), "__spec__", None) is not None and home != "__main__"
     if thing is None or not is_importable or "<locals>" in path or _at(home, path) is not thing:

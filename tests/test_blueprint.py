@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kohort import keras_internals
+from kohort import keras_internals, keras_parts
 from kohort.blueprint import blueprint, build, check_crossing
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
@@ -59,7 +59,7 @@ def test_a_model_is_built_again(name):
 
     assert shapes(again) == shapes(model)
     assert [v.name for v in again.variables] == [v.name for v in model.variables]
-    assert keras_internals.metric_names(again) == keras_internals.metric_names(model)
+    assert keras_parts.metric_names(again) == keras_parts.metric_names(model)
     state = keras_internals.like_variables(again, keras_internals.read_state(model))
     keras_internals.write_state(again, state)
     assert np.array_equal(again(X), model(X))
@@ -86,10 +86,10 @@ def test_metrics_keep_the_names_that_they_have_here():
     keras.utils.clear_session()
     keras.metrics.AUC()
     model = compiled(metrics=["auc", keras.metrics.AUC()])
-    names = keras_internals.metric_names(model)
+    names = keras_parts.metric_names(model)
 
     assert names[1] == "auc_1"
-    assert keras_internals.metric_names(crossed(model)) == names
+    assert keras_parts.metric_names(crossed(model)) == names
 
 
 def test_looking_draws_nothing():
@@ -178,3 +178,21 @@ def test_a_compile_of_ones_own_is_refused():
 def test_a_state_of_another_model_is_refused():
     with pytest.raises(ValueError, match="`model` must be the same when it is built from its configuration"):
         keras_internals.like_variables(compiled(), keras_internals.read_state(compiled(layers.Dense(2))))
+
+
+def test_optimizers_of_one_backend_are_named_as_on_all():
+    own = {"module": "keras.src.backend.torch.optimizers.torch_adam", "class_name": "Adam", "config": {"beta_1": 0.9}}
+    told = keras_parts.on_any_backend({"a": [own, None, 1], "module": "keras"})
+
+    assert told == {"a": [{**own, "module": "keras.optimizers"}, None, 1], "module": "keras"}
+
+
+def test_loss_and_metrics_of_an_earlier_compile_are_kept():
+    model = compiled(metrics=["mae"])
+    model.compile("sgd")
+    keras_internals.build_like(model, (X, Y))
+    again = crossed(model)
+
+    assert again.loss == "binary_crossentropy"
+    assert keras_parts.metric_names(again) == ["mae"]
+    assert shapes(again) == shapes(model)
