@@ -5,16 +5,45 @@ import sys
 
 __version__ = "0.1.0"
 
-if "keras" not in sys.modules:
-    # Whoever has named another backend means it: models of that one train in a worker.
-    os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
 
-from kohort import data, history, plot
-from kohort.cohort import Cohort
-from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
-from kohort.fit import FallBackWarning, fit
-from kohort.remote import WorkerError
+def _is_command() -> bool:
+    """Says whether Python imports the package on its way to `python -m kohort`, which loads the rest when it is needed.
 
-__all__ = ["Cohort", "FallBackWarning", "WorkerError", "data", "fit", "history", "plot"]
+    As long as Python looks for the module that it is to run, `sys.argv[0]` is "-m".
+    """
+    argv = getattr(sys, "argv", [])
+    module = sys.orig_argv[-len(argv)] if argv[:1] == ["-m"] else ""
+    return module == "kohort" or (module.startswith("-") and module.endswith("mkohort"))
 
-_keep_programs_on_disk()
+
+if not _is_command():
+    if "keras" not in sys.modules:
+        # Whoever has named another backend means it: models of that one train in a worker.
+        os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
+
+    from kohort import data, history, plot
+    from kohort.accelerate import DifferenceWarning, FallBackError, install, uninstall
+    from kohort.accelerate import load_ipython_extension as load_ipython_extension
+    from kohort.accelerate import unload_ipython_extension as unload_ipython_extension
+    from kohort.cohort import Cohort
+    from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
+    from kohort.fit import FallBackWarning, fit
+    from kohort.remote import WorkerError
+    from kohort.report import report
+
+    _keep_programs_on_disk()
+
+__all__ = [
+    "Cohort",
+    "DifferenceWarning",
+    "FallBackError",
+    "FallBackWarning",
+    "WorkerError",
+    "data",
+    "fit",
+    "history",
+    "install",
+    "plot",
+    "report",
+    "uninstall",
+]

@@ -128,7 +128,7 @@ def check_data(model: keras.Model, x: Any, y: Any, sample_weight: Any, validatio
         TypeError: If something is not an array of numbers.
         ValueError: If a shape or a value does not fit.
     """
-    if keras_internals.reads_data_its_own_way(model, x, y, sample_weight, validation_data):
+    if keras_internals.are_not_dense(x, y, sample_weight, validation_data):
         return
     rows = check_arrays(x, y, sample_weight)
     check_features(model, x)

@@ -18,7 +18,7 @@ import numpy as np
 from kohort import keras_internals
 from kohort.checks import Recipe, check_data, check_features, check_recipe, check_targets, received
 from kohort.data import inputs, pass_cut, samples
-from kohort.fit import check_model, why_fall_back
+from kohort.fit import Request, check_model, why_fall_back
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
 from kohort.members import Members, Rounds, Trained
 from kohort.template import template_of
@@ -476,7 +476,7 @@ def _check_compilable(network: keras.Model, x: Any, y: Any, sample_weight: Any, 
                 f"Received: {received(name, value)}, {kind or 'a sparse array'}. "
                 "Collect it into arrays first, or train members one by one with `kohort.fit`."
             )
-    reason = why_fall_back(network, x, y, sample_weight, validation_data, None)
+    reason = why_fall_back(network, Request(x, y, sample_weight, validation_data))
     if reason:
         raise TypeError(
             f"`model` must be one whose training can be compiled. Received: model={network.name!r}, where {reason}. "

@@ -4,12 +4,7 @@ In come arrays and the arguments of a fit, checked; out go arrays as Keras's own
 numbers of every batch exactly as Keras draws them. The room exists so that everything after it can trust both.
 """
 
-import ctypes
-import functools
 import math
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +13,12 @@ import keras
 import numpy as np
 from keras import tree
 
-from kohort import keras_internals
+from kohort import engine, keras_internals
 from kohort.checks import Recipe, check_arrays
 from kohort.engine import Cut, Schedule
+from kohort.generators import permutations
 
 __all__ = ["moons", "xor"]
-
-# Datasets up to this many rows have all their permutations in a table (6! = 720 of them).
-TABLE_ROWS = 6
 
 
 # --- the classic problems ---------------------------------------------------------------------------------------------
@@ -184,97 +177,6 @@ def pass_cut(rows: int, batch_size: int | None, steps: int | None = None, steps_
 # --- the order of the batches -----------------------------------------------------------------------------------------
 
 
-def permutations(generator: Any, rows: int, count: int) -> np.ndarray:
-    """Draws what `count` calls of `generator.permutation(rows)` draw, and leaves the generator where they leave it.
-
-    NumPy's legacy `permutation` is a Fisher-Yates shuffle whose picks are drawn by masked rejection from 32-bit words;
-    `randint` with the same bounds draws the same picks in one call. For a handful of rows that saves the 2 microseconds
-    that each call costs, many times the training of an epoch.
-
-    Args:
-        generator: `np.random` or a `np.random.RandomState`.
-        rows: Length of each permutation.
-        count: Number of permutations.
-
-    Returns:
-        Array (count, rows) of the smallest unsigned integer type that holds the row numbers.
-    """
-    dtype = np.min_scalar_type(rows)
-    if rows == 1 or count == 0:
-        return np.zeros((count, rows), dtype)
-    if rows > TABLE_ROWS or count < 8:  # for a few, one call each is the faster way
-        return np.array([generator.permutation(rows) for _ in range(count)], dtype).reshape(count, rows)
-    picks = generator.randint(0, _bounds(rows, count), dtype=np.uint32).reshape(count, rows - 1)
-    place = picks[:, 0] * _place_values(rows)[0]
-    for column, value in enumerate(_place_values(rows)[1:], 1):
-        place += picks[:, column] * value
-    return _shuffles(rows)[place]
-
-
-@functools.lru_cache(maxsize=8)
-def _bounds(rows: int, count: int) -> np.ndarray:
-    return np.tile(np.arange(rows, 1, -1, dtype=np.uint32), count)
-
-
-@functools.cache
-def _place_values(rows: int) -> np.ndarray:
-    bounds = np.arange(rows, 1, -1)
-    return np.append(np.cumprod(bounds[:0:-1])[::-1], 1).astype(np.uint32)
-
-
-@functools.cache
-def _shuffles(rows: int) -> np.ndarray:
-    """Returns the result of the Fisher-Yates shuffle for each combination of picks, in mixed-radix order."""
-    picks = np.indices(range(rows, 1, -1)).reshape(rows - 1, -1)
-    table = np.tile(np.arange(rows, dtype=np.uint8), (picks.shape[1], 1))
-    every = np.arange(len(table))
-    for i, pick in zip(range(rows - 1, 0, -1), picks, strict=True):
-        table[every, pick], table[:, i] = table[:, i].copy(), table[every, pick].copy()
-    return table
-
-
-class MemberGenerators:
-    """The states of NumPy's legacy generators of many members: each begins as `np.random.seed(seed)` leaves it.
-
-    A generator object costs 0.1 ms to make and its state 0.03 ms to read, as much as a whole training of a small
-    network; its memory, which `bit_generator.ctypes` gives the address of, costs a microsecond to copy.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        """Seeds one state per member: 624 words of key and the position."""
-        self.states = np.empty((len(seeds), 625), np.uint32)
-        generator, memory = _generator_with_memory()
-        for state, seed in zip(self.states, seeds, strict=True):
-            generator.seed(seed)
-            state[:] = memory
-
-    def like(self) -> "MemberGenerators":
-        """Returns generators for as many members, in no state yet."""
-        others = MemberGenerators(())
-        others.states = np.empty_like(self.states)
-        return others
-
-    @contextmanager
-    def of(self, member: int, states: np.ndarray) -> Iterator[np.random.RandomState]:
-        """Gives the generator of a member; where it is left goes into `states[member]`."""
-        generator, memory = _generator_with_memory()
-        memory[:] = self.states[member]
-        yield generator
-        states[member] = memory
-
-
-_of_thread = threading.local()
-
-
-def _generator_with_memory() -> tuple[np.random.RandomState, np.ndarray]:
-    """Returns this thread's generator and a view of its memory."""
-    if not hasattr(_of_thread, "pair"):
-        bits = np.random.MT19937(0)
-        words = (ctypes.c_uint32 * 625).from_address(bits.ctypes.state_address)
-        _of_thread.pair = np.random.RandomState(bits), np.frombuffer(memoryview(words), np.uint32)
-    return _of_thread.pair
-
-
 class BatchOrder:
     """The row numbers of the batches of one fit, epoch by epoch, drawn from NumPy's generator as Keras draws them."""
 
@@ -289,6 +191,11 @@ class BatchOrder:
         )
         plain = recipe.steps_per_epoch is None and recipe.shuffle != "batch"
         self.is_plain = plain and (not recipe.shuffle or keras_internals.shuffles_like_numpy())
+
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether all that is drawn is the order of the rows within the one batch of an epoch."""
+        return self.is_plain and bool(self.shuffle) and self.cut.full + bool(self.cut.partial) == 1
 
     @property
     def row_bytes(self) -> int:
@@ -310,17 +217,22 @@ class BatchOrder:
             break
         self._iterator.reset()
 
-    def draw(self, count: int, capacity: int, generator: Any = np.random) -> Schedule:
+    def room(self, *axes: int) -> np.ndarray:
+        """Returns room for row numbers: `axes`, the last of which is epoch, and one axis more, row."""
+        return engine.room((*axes, self.cut.rows), np.min_scalar_type(self.cut.rows))
+
+    def draw(self, count: int, capacity: int, generator: Any = np.random, rows: np.ndarray | None = None) -> Schedule:
         """Draws the next `count` epochs into arrays with room for `capacity`.
 
         Args:
             count: Number of epochs.
             capacity: Length of the arrays' epoch axis.
             generator: Where a plain order is drawn from; Keras's iterator always draws from `np.random`.
+            rows: Room for the row numbers, (epoch, row); made if not given.
         """
         if not self.carries_rows:
             return Schedule()
-        rows = np.zeros((capacity, self.cut.rows), np.min_scalar_type(self.cut.rows))
+        rows = self.room(capacity) if rows is None else rows
         if self.is_plain:
             rows[:count] = permutations(generator, self.cut.rows, count)
             return Schedule(rows)

@@ -7,6 +7,7 @@ one program that holds the whole loop over epochs and batches has none.
 """
 
 import hashlib
+import math
 import os
 import stat
 import time
@@ -28,6 +29,10 @@ CALL_SECONDS = 0.1
 MAX_EPOCHS = 4096
 # The most bytes of row numbers that one call carries.
 MAX_ROW_BYTES = 16 * 2**20
+# A step that reads fewer bytes of weights than this gets ballast; XLA's own limit is a kilobyte.
+LIGHT_BYTES = 4096
+# XLA's CPU client takes NumPy's memory as it is when it begins at a multiple of so many bytes.
+ALIGNMENT = 64
 
 
 class State(NamedTuple):
@@ -81,18 +86,24 @@ class Unknown(NamedTuple):
 
     XLA chooses kernels and merges operations across all that it sees in one computation, which changes last bits. It
     does not look across the border of a loop whose length it cannot know: `one` is such a length. And a loop that
-    touches less than a kilobyte becomes one piece of machine code, which rounds otherwise, too: reading the `zeros` in
-    each step is the ballast against that, some 50 nanoseconds.
+    touches less than a kilobyte becomes one piece of machine code, which rounds otherwise, too: where the weights are
+    so few, reading the `zeros` in each step is the ballast against that, some 300 nanoseconds.
     """
 
     one: Any
-    zeros: Any
+    zeros: Any = None
 
     @classmethod
-    def of(cls, count: Any) -> "Unknown":
-        """Makes them from a traced count of at least 1."""
+    def of(cls, count: Any, state: State) -> "Unknown":
+        """Makes them from a traced count of at least 1, for loops that read this state."""
         one = jnp.where(count > 0, 1, 2)  # not min(count, 1): a loop of at most one round is no loop to XLA
-        return cls(one, lax.optimization_barrier(jnp.arange(512) * (one - 1)))
+        weight_bytes = sum(v.size * v.dtype.itemsize for v in state.trainable_variables)
+        is_light = weight_bytes < LIGHT_BYTES
+        return cls(one, lax.optimization_barrier(jnp.arange(512) * (one - 1)) if is_light else None)
+
+    def place(self, start: Any, i: Any) -> Any:
+        """Returns `start`, in a way that makes the loop over `i` heavy enough."""
+        return start if self.zeros is None else start + jnp.max(self.zeros * i)
 
 
 def run_batches(
@@ -101,7 +112,7 @@ def run_batches(
     """Applies `carry = step(carry, rows)` to the batches of one pass, each kind of batch in a loop of its own."""
 
     def slice_of(rows: Any, i: Any, start: Any, size: int) -> Any:
-        return lax.dynamic_slice_in_dim(rows, start + jnp.max(unknown.zeros * i), size)
+        return lax.dynamic_slice_in_dim(rows, unknown.place(start, i), size)
 
     def body(i: Any, carry: Any) -> Any:
         return step(carry, slice_of(rows, i, i * cut.batch_size, cut.batch_size))
@@ -170,7 +181,7 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
         return state, (logs, val_logs)
 
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
-        unknown = Unknown.of(count)
+        unknown = Unknown.of(count, state)
         _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0, unknown)
         history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
 
@@ -192,7 +203,7 @@ def validation_program(functions: Functions, cut: Cut) -> Callable:
     """Returns `run(state, samples, count)`: the state and the logs after one pass of `test_step`; `count` is 1."""
 
     def run(state: State, samples: Any, count: Any) -> tuple[State, dict]:
-        return run_pass(functions, functions.test_step, state, samples, cut, Unknown.of(count))
+        return run_pass(functions, functions.test_step, state, samples, cut, Unknown.of(count, state))
 
     return run
 
@@ -201,7 +212,7 @@ def evaluate_program(functions: Functions, cut: Cut) -> Callable:
     """Returns `run(state, samples)`: the logs of one pass of `test_step` for one member."""
 
     def run(state: State, samples: Any) -> dict:
-        return run_pass(functions, functions.test_step, state, samples, cut, Unknown.of(1))[1]
+        return run_pass(functions, functions.test_step, state, samples, cut, Unknown.of(1, state))[1]
 
     return run
 
@@ -333,7 +344,11 @@ def training_call(run: Callable) -> Callable:
     compiler vectorises otherwise. A copy costs less than it would to lose the state when a call fails.
     """
     program = jax.jit(run, donate_argnums=0)
-    return lambda state, *args: program(_copied(state), *args)
+
+    def call(state: State, samples: Any, validation: Any, schedule: Schedule, count: int) -> tuple:
+        return program(_copied(state), samples, validation, on_device(schedule), count)
+
+    return call
 
 
 @jax.jit
@@ -366,6 +381,22 @@ class Pace:
             slope = (seconds - self._last[1]) / (epochs - self._last[0])
             self.seconds_per_epoch = min(share, max(slope, share / 20))
         self._last = (epochs, seconds)
+
+
+def room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns zeros in memory that nothing has touched yet, aligned so that a CPU computes in it without a copy.
+
+    A call has room for more epochs than it mostly runs: what is never written is then never paid for.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def on_device(schedule: Schedule) -> Schedule:
+    """Hands the row numbers of a `room` to the device; nobody may write into them afterwards."""
+    return schedule if schedule.rows is None else schedule._replace(rows=jax.device_put(schedule.rows))
 
 
 def capacity(row_bytes: int) -> int:

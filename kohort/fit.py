@@ -5,8 +5,10 @@ what `model.fit` gives on CPU. The room exists because it is the one-word door: 
 `kohort.fit(model, `.
 """
 
+import functools
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -15,17 +17,38 @@ from kohort import keras_internals, remote
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.data import inputs
 from kohort.epochs import ArrayEpochs
+from kohort.report import COMPILED, KERAS, recorded
 from kohort.training import Training
 
 
 class FallBackWarning(UserWarning):
     """Says in one line why a fit was run by plain Keras instead of a compiled program.
 
+    Where warnings are errors, as by `python -W error`, a fall back is one too, and nothing was trained.
+
     Example:
         >>> import warnings, kohort
         >>> warnings.simplefilter("error", kohort.FallBackWarning)  # makes every fall back an error
         >>> warnings.simplefilter("default", kohort.FallBackWarning)
     """
+
+
+class Request(NamedTuple):
+    """What one fit is asked to do: the arguments of `model.fit`, those about the way through the data in `recipe`."""
+
+    x: Any = None
+    y: Any = None
+    sample_weight: Any = None
+    validation_data: Any = None
+    callbacks: Any = None
+    verbose: Any = "auto"
+    recipe: Recipe = Recipe()
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns them for `model.fit`, which refuses some beside a generator even where they say nothing."""
+        given = self.recipe._asdict().items()
+        given = {name: value for name, value in given if value is not Recipe._field_defaults[name]}
+        return {name: value for name, value in self._asdict().items() if name != "recipe"} | given
 
 
 def fit(
@@ -97,23 +120,50 @@ def fit(
         batch_size, epochs, validation_split, shuffle, class_weight, initial_epoch, steps_per_epoch,
         validation_steps, validation_batch_size, validation_freq,
     )  # fmt: skip
+    request = Request(x, y, sample_weight, validation_data, callbacks, verbose, recipe)
+    check_arguments(model, request)
+    if not _has_own_fit(model):  # one that reads data its own way may take any
+        check_data(model, *request[:4], recipe)
+    reason = why_fall_back(model, request)
+    if reason is None:
+        remote.check(model)
+        return train(model, request)
+    warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
+    with recorded(model, KERAS, reason):
+        return keras_fit(model)(**request.arguments())
+
+
+def check_arguments(model: Any, request: Request) -> None:
+    """Raises a TypeError or ValueError for whatever is wrong with the model or an argument; data are not looked at."""
     check_model(model)
-    check_recipe(recipe, verbose)
-    check_callbacks(callbacks)
-    check_data(model, x, y, sample_weight, validation_data, recipe)
-    reason = why_fall_back(model, x, y, sample_weight, validation_data, callbacks)
-    if reason:
-        warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
-        arguments = {"x": x, "y": y, "verbose": verbose, "callbacks": callbacks, "sample_weight": sample_weight}
-        return model.fit(**arguments, validation_data=validation_data, **_given(recipe))
-    remote.check(model)
-    data = inputs(model, x, y, sample_weight, validation_data, recipe)
-    return Training(model, ArrayEpochs(model, data, recipe), recipe, callbacks, verbose).train()
+    check_recipe(request.recipe, request.verbose)
+    check_callbacks(request.callbacks)
 
 
-def _given(recipe: Recipe) -> dict:
-    """Returns the arguments that differ from Keras's defaults: Keras refuses some of them beside a generator."""
-    return {name: value for name, value in recipe._asdict().items() if value is not Recipe._field_defaults[name]}
+def train(model: keras.Model, request: Request) -> keras.callbacks.History:
+    """Runs a fit compiled; it has been checked, and there is no reason to fall back."""
+    with recorded(model, COMPILED):
+        return training(model, request).train()
+
+
+def training(model: keras.Model, request: Request) -> Training:
+    """Prepares a compiled fit: the model is built, nothing is trained yet."""
+    data = inputs(model, *request[:4], request.recipe)
+    return Training(model, ArrayEpochs(model, data, request.recipe), request.recipe, request.callbacks, request.verbose)
+
+
+# What `kohort.install` puts in the place of Keras's `fit`, with what it replaced.
+replaced: dict[Callable, Callable] = {}
+
+
+def keras_fit(model: keras.Model) -> Callable:
+    """Returns `model.fit`, but Keras's own where kohort is installed."""
+    original = replaced.get(type(model).fit)
+    return model.fit if original is None else functools.partial(original, model)
+
+
+def _has_own_fit(model: keras.Model) -> bool:
+    return type(model).fit is not keras.Model.fit
 
 
 def check_model(model: Any) -> None:
@@ -159,18 +209,25 @@ def check_callbacks(callbacks: Any) -> None:
             )
 
 
-def why_fall_back(
-    model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any, callbacks: Any
-) -> str | None:
-    """Returns why Keras itself must run this fit, decided from what is asked, or None when it can be compiled."""
-    for name, stream in (("x", x), ("validation_data", validation_data)):
+def why_fall_back(model: keras.Model, request: Request, inside_fit: bool = False) -> str | None:
+    """Returns why Keras itself must run this fit, decided from what is asked, or None when it can be compiled.
+
+    Args:
+        model: What shall be trained.
+        request: What is asked.
+        inside_fit: Whether this is asked inside `keras.Model.fit`: a `fit` of the model's own class has then done its
+            work already, and what it gives is Keras's.
+    """
+    if _has_own_fit(model) and not inside_fit:
+        return f"{type(model).__name__} overrides `fit`"
+    for name, stream in (("x", request.x), ("validation_data", request.validation_data)):
         kind = keras_internals.stream_kind(stream)
         if kind:
             return f"`{name}` is {kind}"
-    leaves = keras.tree.flatten((x, y, sample_weight, validation_data))
+    leaves = keras.tree.flatten(request[:4])
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"
-    return keras_internals.why_keras_must_run(model) or _callback_reason(callbacks)
+    return keras_internals.why_keras_must_run(model) or _callback_reason(request.callbacks)
 
 
 EPOCH_HOOKS = {"on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end"}

@@ -54,9 +54,9 @@ def is_sparse(leaf: Any) -> bool:
     )
 
 
-def reads_data_its_own_way(model: keras.Model, x: Any, *others: Any) -> bool:
-    """Says whether data reach this model other than as dense arrays: as a stream, sparse, or by a `fit` of its own."""
-    if type(model).fit is not keras.Model.fit or any(map(stream_kind, (x, *others))):
+def are_not_dense(x: Any, *others: Any) -> bool:
+    """Says whether data come other than as dense arrays: as a stream, or sparse."""
+    if any(map(stream_kind, (x, *others))):
         return True
     return any(map(is_sparse, tree.flatten((x, others))))
 
@@ -255,6 +255,43 @@ def functions(model: keras.Model) -> Functions:
     return Functions(train_step, test_step, predict_step, reset_metrics, results)
 
 
+# Where Keras keeps the layers that treat each row by itself, or (normalisation) take sums over the rows.
+ROW_BY_ROW = (
+    "keras.src.layers.activations.",
+    "keras.src.layers.convolutional.",
+    "keras.src.layers.core.dense",
+    "keras.src.layers.core.embedding",
+    "keras.src.layers.core.input_layer",
+    "keras.src.layers.normalization.batch_normalization",
+    "keras.src.layers.pooling.",
+    "keras.src.layers.reshaping.flatten",
+)
+
+
+def is_blind_to_row_order(model: keras.Model) -> bool:
+    """Says whether training on a batch gives the same, to rounding, whatever the order of its rows.
+
+    Known of parts of Keras's own that look at rows one by one and draw nothing at random; of all others it is not.
+    """
+    config = model._compile_config.config
+    judges = tree.flatten([config[name] for name in ("loss", "metrics", "weighted_metrics")])
+    return _goes_row_by_row(model) and all(map(_is_keras_own, judges))
+
+
+def _goes_row_by_row(operation: Any) -> bool:
+    if isinstance(operation, keras.Model):
+        is_plain = type(operation) in (keras.Sequential, Functional)
+        network: Any = operation._functional if isinstance(operation, keras.Sequential) else operation
+        return is_plain and all(map(_goes_row_by_row, network.operations))
+    functions = [getattr(operation, name, None) for name in ("activation", "activity_regularizer")]
+    return type(operation).__module__.startswith(ROW_BY_ROW) and all(map(_is_keras_own, functions))
+
+
+def _is_keras_own(part: Any) -> bool:
+    named = part if hasattr(part, "__name__") else type(part)
+    return part is None or isinstance(part, str) or named.__module__.startswith("keras.")
+
+
 def compile_marker(model: keras.Model) -> Any:
     """Returns an object that is a new one after each `model.compile`."""
     return model._loss_tracker
@@ -286,7 +323,7 @@ def why_keras_must_run(model: keras.Model) -> str | None:
         return "`keras.config` limits the epochs or the steps per epoch"
     if getattr(model, "_distribute_strategy", None) is not None:
         return "a `tf.distribute` strategy is set"
-    names = ["fit", "evaluate", "make_train_function", "make_test_function"]
+    names = ["evaluate", "make_train_function", "make_test_function"]
     if not on_jax():
         if hasattr(model.optimizer, "_exclude_from_weight_decay_pattern"):
             return "the optimizer excludes variables from weight decay, which its configuration does not tell"

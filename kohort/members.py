@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from kohort import engine, keras_internals
-from kohort.data import BatchOrder, Inputs, MemberGenerators, Recipe
+from kohort.data import BatchOrder, Inputs, Recipe
 from kohort.engine import Pace, Schedule, State
 from kohort.epochs import validation_epochs
+from kohort.generators import MemberGenerators
 from kohort.history import CohortHistory
 from kohort.programs import shapes_of
 from kohort.progress import Interrupt, Progress, held_interrupt
@@ -110,9 +111,15 @@ class Rounds:
         first = BatchOrder(data.training.rows, recipe, steps)
         others = members.seeds[1:] if not first.is_plain else ()
         self.orders = [first, *(BatchOrder(data.training.rows, recipe, steps) for _ in others)]
-        self.capacity = engine.capacity(first.row_bytes * len(members.blocks[0]))
+        # To rounding, the order within a batch does not count: what it draws from the generators stays owed.
+        blind = not members.exact and keras_internals.is_blind_to_row_order(template.network)
+        self.is_order_seen = not (blind and first.is_one_batch)
+        self.capacity = engine.capacity(first.row_bytes * len(members.blocks[0]) if self.is_order_seen else 0)
         self.program = template.programs.epochs(data.cut, data.validation_cut, self.capacity, members=not members.exact)
-        form = (first.carries_rows, recipe.validation_freq == 1)  # programs of another form are traced anew
+        form = (
+            first.carries_rows and self.is_order_seen,
+            recipe.validation_freq == 1,
+        )  # programs of another form are traced anew
         self.pace: Pace = template.programs.pace(self.program, form, shapes_of(data), len(members.seeds))
         self.progress = Progress(recipe.epochs, verbose)
 
@@ -138,6 +145,8 @@ class Rounds:
         """Returns the members as they begin, with the batch read that Keras reads to build losses and metrics."""
         trained = self.members.begin()
         if keras_internals.fresh_fit_reads_a_batch(self.members.template.network):
+            if not self.is_order_seen:
+                return trained._replace(generators=trained.generators.owing(self.data.cut.rows, 1))
             for member in range(len(self.members.seeds)):
                 with self._generator(trained.generators, member, trained.generators.states) as generator:
                     self._order(member).read_a_batch(generator)
@@ -170,11 +179,12 @@ class Rounds:
     ) -> Trained | None:
         """Advances every block by the same epochs; returns None if a round of one epoch was interrupted."""
         start = time.perf_counter()
-        generators = trained.generators.like()
+        owing = trained.generators.owing
+        generators = trained.generators.like() if self.is_order_seen else owing(self.data.cut.rows, len(epochs))
         validates = validation_epochs(self.data, self.recipe, epochs, self.capacity)
 
         def advance(block: range, state: State) -> tuple | None:
-            schedule = self._schedule(trained.generators, block, len(epochs), generators.states)
+            schedule = self._schedule(trained.generators, block, len(epochs), generators)
             return self._call(state, schedule._replace(validates=validates), len(epochs), interrupt)
 
         # Blocks take turns where Keras's iterator draws from the one global generator, and in the first round, which
@@ -189,17 +199,18 @@ class Rounds:
         history = extended(trained.history, epochs, self.members.join(list(logs)), validates)
         return Trained(list(states), generators, history)
 
-    def _schedule(self, generators: MemberGenerators, block: range, count: int, states: np.ndarray) -> Schedule:
+    def _schedule(self, generators: MemberGenerators, block: range, count: int, after: MemberGenerators) -> Schedule:
         """Draws the batch orders of a block; the padding repeats the last member."""
-        schedules = []
-        for member in block[: len(self.members.seeds) - block.start]:
-            with self._generator(generators, member, states) as generator:
-                schedules.append(self._order(member).draw(count, self.capacity, generator))
+        if not self.is_order_seen:
+            return Schedule()
+        schedules, own = [], block[: len(self.members.seeds) - block.start]
+        rows = self.orders[0].room(len(block), self.capacity)
+        for member, its_rows in zip(own, rows, strict=False):
+            with self._generator(generators, member, after.states) as generator:
+                schedules.append(self._order(member).draw(count, self.capacity, generator, its_rows))
+        rows[len(own) :, :count] = rows[len(own) - 1, :count]
         first = schedules[0]
-        if first.rows is None or self.members.exact:
-            return first
-        padding = [schedules[-1]] * (len(block) - len(schedules))
-        return first._replace(rows=np.stack([schedule.rows for schedule in schedules + padding]))
+        return first if first.rows is None or self.members.exact else first._replace(rows=rows)
 
     def _call(self, state: State, schedule: Schedule, count: int, interrupt: Interrupt) -> tuple | None:
         validation = self.data.validation.batch if self.data.validation else None

@@ -382,3 +382,27 @@ def test_cohorts_of_several_threads():
     with concurrent.futures.ThreadPoolExecutor(3) as executor:
         assert list(executor.map(train, range(6))) == [(2, 3)] * 6
     assert keras_internals.seed_generator.make_default_seed is before
+
+
+def test_an_order_that_nobody_sees_is_drawn_when_somebody_looks():
+    """One batch of all rows: their order is seen in rounding only, until later fits draw further orders."""
+    plans = [(POINTS[:4], SIGNS[:4], 4), (POINTS[:7], SIGNS[:7], 7), (POINTS, SIGNS, 8), (POINTS[:4], SIGNS[:4], 2)]
+    histories = []
+    for exact in (False, True):
+        model = MODELS["dense"][0]()
+        model.compile(keras.optimizers.SGD(0.5), "mse")
+        cohort = kohort.Cohort(model, [0, 5, 17], exact=exact)
+        histories.append([cohort.fit(x, y, batch, epochs=9, verbose=0)["loss"] for x, y, batch in plans])
+
+    np.testing.assert_allclose(np.hstack(histories[0]), np.hstack(histories[1]), rtol=1e-4)
+
+
+def test_an_order_that_the_loss_sees_is_kept():
+    rows = np.arange(4, dtype="float32").reshape(4, 1)
+    model = sequential((2,), layers.Dense(1))
+    model.compile(keras.optimizers.SGD(0.1), lambda y, outputs: rows * (outputs - y) ** 2)
+    ours, exact = (
+        kohort.Cohort(model, 3, exact=exact).fit(POINTS[:4], SIGNS[:4], epochs=5, verbose=0) for exact in (False, True)
+    )
+
+    np.testing.assert_allclose(ours["loss"], exact["loss"], rtol=1e-5)

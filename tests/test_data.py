@@ -13,7 +13,8 @@ from oracle import differences
 
 import kohort
 from kohort.checks import Recipe
-from kohort.data import BatchOrder, MemberGenerators, permutations
+from kohort.data import BatchOrder
+from kohort.generators import MemberGenerators, permutations
 
 # The classic problems.
 
@@ -141,6 +142,18 @@ def test_member_generators_leave_the_global_one_alone():
         generator.permutation(9)
 
     assert differences(before, np.random.get_state()) == []
+
+
+def test_permutations_that_are_owed_are_drawn_when_somebody_looks():
+    generators = MemberGenerators(SEEDS).owing(4, 1).owing(4, 100).owing(7, 3)
+    further = generators.owing(9, 2)
+    for seed, state, later in zip(SEEDS, generators.states, further.states, strict=True):
+        their = np.random.RandomState(seed)
+        for rows in [4] * 101 + [7] * 3:
+            their.permutation(rows)
+        np.testing.assert_array_equal(state, [*their.get_state()[1], their.get_state()[2]])
+        their.permutation(9), their.permutation(9)
+        np.testing.assert_array_equal(later, [*their.get_state()[1], their.get_state()[2]])
 
 
 def test_member_generators_in_threads_do_not_mix():

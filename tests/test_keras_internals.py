@@ -406,7 +406,7 @@ def test_options_that_keras_must_run(options, reason):
     assert reason in internals.why_keras_must_run(compiled(**options))
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "make_train_function", "make_test_function"])
+@pytest.mark.parametrize("method", ["evaluate", "make_train_function", "make_test_function"])
 def test_methods_that_keras_must_run(method):
     own = types.new_class("Own", (keras.Sequential,), {}, lambda body: body.update({method: lambda self: None}))
     model = compiled(own([keras.Input((2,)), layers.Dense(1)]))
@@ -424,6 +424,43 @@ def test_a_distribution(monkeypatch):
     monkeypatch.setattr(keras.distribution, "distribution", lambda: object())
 
     assert "`keras.distribution` is set" in internals.why_keras_must_run(compiled())
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_blind"),
+    [
+        (lambda: layers.Dense(3, "relu"), True),
+        (lambda: layers.BatchNormalization(), True),
+        (lambda: keras.Sequential([layers.Dense(2), layers.ReLU()]), True),
+        (lambda: layers.Dense(3, activity_regularizer="l2"), True),
+        (lambda: layers.Dense(3, activation=lambda rows: rows[::-1]), False),
+        (lambda: layers.Dropout(0.5), False),
+        (lambda: layers.Lambda(lambda rows: rows[::-1]), False),
+        (lambda: types.new_class("Own", (layers.Dense,))(3), False),
+        (lambda: keras.Sequential([layers.Dense(2), layers.Dropout(0.5)]), False),
+        (lambda: types.new_class("Own", (keras.Sequential,))([layers.Dense(2)]), False),
+    ],
+)
+def test_who_sees_the_order_of_rows(layer, is_blind):
+    inputs = keras.Input((2,))
+    model = compiled(keras.Model(inputs, layers.Dense(1)(layer()(inputs))))
+
+    assert internals.is_blind_to_row_order(model) == is_blind
+    as_layers = keras.Sequential([inputs, layer(), layers.Dense(1)])  # whose operations stand in `_functional`
+    assert internals.is_blind_to_row_order(compiled(as_layers)) == is_blind
+
+
+def test_operations_and_losses_that_see_the_order_of_rows():
+    inputs = keras.Input((2,))
+    model = compiled(keras.Model(inputs, layers.Dense(1)(keras.ops.flip(inputs, axis=0))))
+    assert not internals.is_blind_to_row_order(model)
+
+    model = keras.Sequential([inputs, layers.Dense(1)])
+    model.compile(loss="mse", metrics=["accuracy", keras.metrics.AUC()])
+    assert internals.is_blind_to_row_order(model)
+    for own in {"loss": lambda y, out: out - out[::-1]}, {"loss": "mse", "metrics": [lambda y, out: out[0]]}:
+        model.compile(**own)
+        assert not internals.is_blind_to_row_order(model)
 
 
 def test_all_private_parts_are_tested():

@@ -1,0 +1,234 @@
+"""The switch: `kohort.install()` lets every `model.fit` of the process run as `kohort.fit` does.
+
+In comes nothing; out goes `keras.Model.fit` replaced, and nothing else: models stay Keras's own, so that saving,
+pickling, `isinstance` and subclassing do. The room exists so that a script or notebook gets the compiled fit by one
+line. It is the only one that touches `keras.Model`. It leaves `evaluate` and `predict` alone: compiled over all batches
+they give the same bits 5 to 30 times faster, but must compile for each number of rows, which pays after some 80 calls
+on 400 rows or 5 on 10,000.
+"""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+
+from kohort import remote
+from kohort.checks import Recipe, check_data, received
+from kohort.fit import (
+    FallBackWarning,
+    Request,
+    check_arguments,
+    replaced,
+    train,
+    why_fall_back,
+)
+from kohort.report import KERAS, PARTED, VERIFIED, recorded
+from kohort.shapes import shapes_of
+from kohort.verify import both_ways, why_not_twice
+
+
+class FallBackError(RuntimeError):
+    """Says why a fit cannot run compiled, where `kohort.install(strict=True)` forbids to run it otherwise.
+
+    Example:
+        >>> import keras, kohort
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(loss="mse", run_eagerly=True)
+        >>> with kohort.install(strict=True):
+        ...     model.fit(*kohort.data.xor())
+        Traceback (most recent call last):
+            ...
+        kohort.accelerate.FallBackError: This fit cannot run compiled, because the model was compiled with ...
+    """
+
+
+class DifferenceWarning(UserWarning):
+    """Says where a compiled fit parted from Keras's, seen by `kohort.install(verify=True)`.
+
+    Example:
+        >>> import warnings, kohort
+        >>> warnings.simplefilter("error", kohort.DifferenceWarning)  # makes every difference an error
+        >>> warnings.simplefilter("default", kohort.DifferenceWarning)
+    """
+
+
+class Settings(NamedTuple):
+    """How the switch is set."""
+
+    strict: bool
+    verify: bool
+
+
+class Installed:
+    """What `kohort.install` returns: as a context manager it restores, at the end of the block, what was before."""
+
+    def __init__(self, before: Settings | None) -> None:
+        """Remembers how the switch was set before."""
+        self._before = before
+
+    def __repr__(self) -> str:
+        return "<kohort is installed>" if _settings else "<kohort is not installed>"
+
+    def __enter__(self) -> "Installed":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _switch(self._before)
+
+
+_settings: Settings | None = None
+
+
+def install(strict: bool = False, verify: bool = False) -> Installed:
+    """Lets every `model.fit` run compiled that can; whatever else is asked of Keras, Keras does.
+
+    Each fit leaves what Keras leaves. One that cannot run compiled, or that `kohort.fit` would refuse, runs through
+    Keras, and a `FallBackWarning` says why. Installed again, kohort takes the new flags.
+
+    Args:
+        strict: Whether a fit that cannot run compiled is an error, a `kohort.FallBackError`, and not run at all.
+        verify: Whether each fit on arrays runs both ways, compiled and by Keras. Its result is Keras's, and a
+            `kohort.DifferenceWarning` says where the compiled one is another (on JAX and a CPU it must be the same bit
+            for bit, elsewhere to rounding). Fits with callbacks that may act outside the model run by Keras alone.
+
+    Returns:
+        A context manager: `with kohort.install():` restores at its end what was before.
+
+    Raises:
+        TypeError: If a flag is not True or False.
+        RuntimeError: If something else has put a `fit` of its own into `keras.Model`.
+
+    Example:
+        >>> import keras, kohort
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer="sgd", loss="mse")
+        >>> with kohort.install():
+        ...     history = model.fit(*kohort.data.xor(), epochs=1000, verbose=0)  # compiled
+        >>> len(history.history["loss"])
+        1000
+    """
+    for name, flag in (("strict", strict), ("verify", verify)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"`{name}` must be True or False. Received: {received(name, flag)}. Pass one of these.")
+    installed = Installed(_settings)
+    _switch(Settings(strict, verify))
+    return installed
+
+
+def uninstall() -> None:
+    """Gives `keras.Model` its own `fit` back; does nothing where kohort is not installed.
+
+    Example:
+        >>> import kohort
+        >>> _ = kohort.install()
+        >>> kohort.uninstall()
+    """
+    _switch(None)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Installs kohort where a notebook says `%load_ext kohort`."""
+    install()
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Uninstalls it where a notebook says `%unload_ext kohort`."""
+    uninstall()
+
+
+def _switch(settings: Settings | None) -> None:
+    global _settings
+    if settings is not None:
+        _put()
+    elif vars(keras.Model).get("fit") in replaced:
+        del keras.Model.fit
+        replaced.clear()
+    # Where somebody else has wrapped our function meanwhile, it stays and hands everything to Keras.
+    _settings = settings
+
+
+def _put() -> None:
+    """Puts our `fit` into `keras.Model`, which inherits Keras's from the trainer of its backend."""
+    if replaced:
+        return
+    if "fit" in vars(keras.Model):
+        raise RuntimeError(
+            "`keras.Model.fit` must be Keras's own when kohort is installed. "
+            f"Received: one of {keras.Model.fit.__module__}. Install kohort first, and the other on top of it."
+        )
+    original = keras.Model.fit
+    ours = _compiling(original)
+    replaced[ours] = original
+    keras.Model.fit = ours
+
+
+def _compiling(keras_fit: Callable) -> Callable:
+    """Returns the `fit` that stands in the place of Keras's."""
+    signature = inspect.signature(keras_fit)
+
+    @functools.wraps(keras_fit)
+    def fit(self: keras.Model, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        settings = _settings
+        if settings is None:
+            return keras_fit(self, *args, **kwargs)
+        try:
+            _, *arguments = signature.bind(self, *args, **kwargs).arguments.items()
+        except TypeError:
+            return keras_fit(self, *args, **kwargs)  # which raises it, too
+        by_keras = functools.partial(keras_fit, self, *args, **kwargs)
+        request, reason = _decide(self, dict(arguments))
+        if reason is None and settings.verify:
+            reason = why_not_twice(request)
+        if reason is None:
+            return _run_both_ways(self, request, by_keras) if settings.verify else train(self, request)
+        if settings.strict:
+            raise FallBackError(
+                f"This fit cannot run compiled, because {reason}. Change that, or install kohort without `strict`."
+            )
+        warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
+        with recorded(self, KERAS, reason):
+            return by_keras()
+
+    return fit
+
+
+def _run_both_ways(model: keras.Model, request: Request, by_keras: Callable) -> keras.callbacks.History:
+    with recorded(model, VERIFIED) as call:
+        history, parting = both_ways(model, request, by_keras)
+        if parting:
+            call.way = PARTED
+    if parting:
+        text = f"kohort: the compiled fit parted from Keras's: {parting}. The model holds Keras's result."
+        warnings.warn(text, DifferenceWarning, stacklevel=3)
+    return history
+
+
+def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | None]:
+    """Returns what a call of `model.fit` asks, and why Keras must run it, or None."""
+    recipe = Recipe(**{name: given.pop(name) for name in Recipe._fields if name in given})
+    request = Request(**{name: given.pop(name) for name in Request._fields if name in given}, recipe=recipe)
+    unknown = next(iter(given), None)
+    reason = (
+        (f"kohort does not know the argument `{unknown}`" if unknown else None)
+        or _refusal(check_arguments, model, request)
+        or why_fall_back(model, request, inside_fit=True)
+        or _refusal(check_data, model, *request[:4], recipe)
+        or _refusal(remote.check, model)
+        or shapes_of(model).why_not_compile(request)
+    )
+    return request, reason
+
+
+def _refusal(check: Callable, *arguments: Any) -> str | None:
+    """Returns what `kohort.fit` would refuse, or None: Keras takes more than it.
+
+    What came is left out, as it is different in each fit of a loop: the line of reason is told once for all of them.
+    """
+    try:
+        check(*arguments)
+    except (TypeError, ValueError) as refused:
+        return f"`kohort.fit` would refuse it: {str(refused).split('. Received:')[0]}"
+    return None
