@@ -18,15 +18,8 @@ def _is_command() -> bool:
 
 if not _is_command():
     if "keras" not in sys.modules:
-        os.environ["KERAS_BACKEND"] = "jax"
-    import keras
-
-    if keras.backend.backend() != "jax":
-        raise ImportError(
-            f"kohort must run on Keras's JAX backend. Received: Keras, imported earlier, on "
-            f"{keras.backend.backend()!r}. "
-            'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
-        )
+        # Whoever has named another backend means it: models of that one train in a worker.
+        os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
 
     from kohort import data, history, plot
     from kohort.accelerate import DifferenceWarning, FallBackError, install, uninstall
@@ -35,6 +28,7 @@ if not _is_command():
     from kohort.cohort import Cohort
     from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
     from kohort.fit import FallBackWarning, fit
+    from kohort.remote import WorkerError
     from kohort.report import report
 
     _keep_programs_on_disk()
@@ -44,6 +38,7 @@ __all__ = [
     "DifferenceWarning",
     "FallBackError",
     "FallBackWarning",
+    "WorkerError",
     "data",
     "fit",
     "history",

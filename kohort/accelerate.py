@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from kohort import remote
 from kohort.checks import Recipe, check_data, received
 from kohort.fit import (
     FallBackWarning,
@@ -215,6 +216,7 @@ def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | N
         or _refusal(check_arguments, model, request)
         or why_fall_back(model, request, inside_fit=True)
         or _refusal(check_data, model, *request[:4], recipe)
+        or _refusal(remote.check, model)
         or shapes_of(model).why_not_compile(request)
     )
     return request, reason

@@ -210,7 +210,7 @@ def _named(name: str, structure: Any) -> list[tuple[str, Any]]:
 
 def _array(leaf: Any) -> np.ndarray:
     if not hasattr(leaf, "iloc"):
-        return np.asarray(leaf)
+        return np.asarray(keras.ops.convert_to_numpy(leaf) if keras.ops.is_tensor(leaf) else leaf)
     values, floatx = leaf.to_numpy(), keras.config.floatx()
     if values.dtype == object and any("float" in dtype and dtype != floatx for dtype in _dtypes(leaf)):
         return leaf.astype(floatx).to_numpy()  # as Keras converts a table of mixed types, then and only then
@@ -219,7 +219,9 @@ def _array(leaf: Any) -> np.ndarray:
 
 def _dtypes(leaf: Any) -> set[str]:
     if not hasattr(leaf, "iloc"):
-        return {str(getattr(leaf, "dtype", None) or _array(leaf).dtype)}
+        dtype = getattr(leaf, "dtype", None) or _array(leaf).dtype
+        # TensorFlow names its types as NumPy does but shows them otherwise; PyTorch puts its own name before.
+        return {str(dtype if isinstance(dtype, np.dtype) else getattr(dtype, "name", dtype)).removeprefix("torch.")}
     return set(map(str, np.atleast_1d(np.asarray(leaf.dtypes, dtype=object))))  # a pandas table has one type per column
 
 
@@ -381,8 +383,7 @@ def check_targets(model: keras.Model, y: Any, name: str = "y") -> None:
 
     Keras trains on labels out of range without a word. Steps and losses that are the user's own are not judged.
     """
-    own = [f for f in ("train_step", "compute_loss") if getattr(type(model), f) is not getattr(keras.Model, f)]
-    if own or model.loss is None:
+    if any(keras_internals.overrides(model, name) for name in ("train_step", "compute_loss")) or model.loss is None:
         return
     if y is None:
         raise ValueError(

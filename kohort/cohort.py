@@ -41,6 +41,7 @@ class Cohort:
     Raises:
         TypeError: If the model is not Keras's or the seeds are not integers.
         ValueError: If the model is not compiled, not built or not cloneable, or seeds are out of range or repeated.
+        RuntimeError: If Keras runs on another backend than JAX.
 
     Example:
         >>> import keras, kohort
@@ -59,6 +60,7 @@ class Cohort:
 
     def __init__(self, model: keras.Model, seeds: int | Iterable[int], *, exact: bool = False) -> None:
         """Clones the model; nothing is trained yet."""
+        _check_backend()
         check_model(model)
         _check_cloneable(model)
         self.seeds = check_seeds(seeds)
@@ -371,6 +373,15 @@ class Cohort:
                 "Call `cohort.fit(x, y, epochs=...)` first."
             )
         return self._members.trained
+
+
+def _check_backend() -> None:
+    if not keras_internals.on_jax():
+        raise RuntimeError(
+            "`kohort.Cohort` must find Keras on JAX: only `kohort.fit` trains models of another backend. "
+            f"Received: Keras on {keras.backend.backend()!r}. "
+            'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
+        )
 
 
 def check_seeds(seeds: Any) -> tuple[int, ...]:

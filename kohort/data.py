@@ -91,7 +91,7 @@ def samples(x: Any, y: Any = None, sample_weight: Any = None) -> Samples:
         sample_weight: Weights of the samples, or None.
 
     Returns:
-        The samples as device arrays.
+        The samples as device arrays; where they are for the worker, as arrays of NumPy.
 
     Raises:
         TypeError: If something is not an array of numbers.
@@ -104,7 +104,7 @@ def samples(x: Any, y: Any = None, sample_weight: Any = None) -> Samples:
 def _converted(x: Any, y: Any, sample_weight: Any, class_weight: Any = None) -> Samples:
     rows = int(_first_array(x).shape[0])
     batch = keras_internals.whole_batch(x, y, sample_weight, class_weight, rows)
-    return Samples(jax.tree.map(jnp.asarray, batch), rows)
+    return Samples(jax.tree.map(jnp.asarray if keras_internals.on_jax() else np.asarray, batch), rows)
 
 
 def _first_array(x: Any) -> Any:

@@ -159,22 +159,19 @@ class ArrayEpochs:
         # A call of one epoch may be longer than a moment; given up, it costs that unfinished epoch. Where it is known
         # to be short it is waited for, and may use up the state that it is given.
         is_short = self._is_short(pace, count)
-        spends = is_short and not keeps
+        spends = is_short and not keeps and self.programs.spends
         start = time.perf_counter()
-        new, logs = program(state, self.data.training.batch, validation, schedule, count, spends=spends)
-        finished = False
+        call = program(state, self.data.training.batch, validation, schedule, count, spends=spends)
+        results = None
         try:
-            finished = (
-                engine.wait(logs, interrupt) if count == 1 and not is_short else bool(jax.block_until_ready(logs))
-            )
+            results = self.programs.wait(call, interrupt if count == 1 and not is_short else None)
         finally:
-            if spends and not finished:  # a signal handler of somebody else's raised: what was given is gone
-                for old, left in zip(state, new, strict=True):
+            if spends and results is None:  # a signal handler of somebody else's raised: what was given is gone
+                for old, left in zip(state, call[0], strict=True):
                     old[:] = left
-        if not finished:
-            return None
-        pace.record(count, time.perf_counter() - start)
-        return new, logs
+        if results is not None:
+            pace.record(count, time.perf_counter() - start)
+        return results
 
     def validates_at(self, epoch: int) -> bool:
         """Says whether there are validation data, and whether it is their turn."""
@@ -185,11 +182,11 @@ class ArrayEpochs:
         if self.data.validation is None or self.data.validation_cut is None:
             raise RuntimeError("There are no validation data: ask `validates_at` first.")
         program = self.programs.validation(self.data.validation_cut)
-        state, logs = program(state, self.data.validation.batch, 1)
-        if not engine.wait(logs, interrupt):
+        results = self.programs.wait(program(state, self.data.validation.batch, 1), interrupt)
+        if results is None:
             return None
-        logs = jax.tree.map(lambda log: np.asarray(log)[None], logs)
-        return Advanced(state, *log_columns((logs, {}), None, 1))
+        logs = jax.tree.map(lambda log: np.asarray(log)[None], results[1])
+        return Advanced(results[0], *log_columns((logs, {}), None, 1))
 
     def _first(self, schedule: Schedule, batches: int) -> Schedule:
         """Returns the first batches of the epoch only."""

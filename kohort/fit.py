@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kohort import keras_callbacks, keras_internals
+from kohort import keras_callbacks, keras_internals, remote
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.report import COMPILED, KERAS, recorded
 from kohort.stream import epochs_of
@@ -127,6 +127,7 @@ def fit(
         check_data(model, *request[:4], recipe)
     reason = why_fall_back(model, request)
     if reason is None:
+        remote.check(model)
         return train(model, request)
     warnings.warn(f"kohort: Keras runs this fit itself, because {reason}.", FallBackWarning, stacklevel=2)
     with recorded(model, KERAS, reason):
@@ -220,6 +221,9 @@ def why_fall_back(model: keras.Model, request: Request, inside_fit: bool = False
     """
     if _has_own_fit(model) and not inside_fit:
         return f"{type(model).__name__} overrides `fit`"
+    for name, data in (("x", request.x), ("validation_data", request.validation_data)):
+        if remote.is_needed() and keras_internals.stream_kind(data):
+            return f"`{name}` is {keras_internals.stream_kind(data)}, and the worker takes arrays"
     leaves = keras.tree.flatten(request[:4])
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"

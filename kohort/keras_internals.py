@@ -78,15 +78,23 @@ def validation_split(arrays: Any, fraction: float) -> tuple[Any, Any]:
     return array_slicing.train_validation_split(arrays, validation_split=fraction)
 
 
+def on_jax() -> bool:
+    """Says whether Keras runs on JAX in this process."""
+    return keras.backend.backend() == "jax"
+
+
 class _HostIterator(JAXEpochIterator):
-    """Keras's iterator, without its look-ahead to an accelerator: batches stay in memory until kohort sends them."""
+    """Keras's iterator, without its look-ahead to an accelerator: batches stay in memory until kohort sends them.
+
+    Under another backend JAX's devices are not for this process to open.
+    """
 
     def _get_iterator(self) -> Any:
         return self.data_adapter.get_jax_iterator()
 
 
 def epoch_iterator(x: Any, y: Any = None, sample_weight: Any = None, **arguments: Any) -> Any:
-    """Returns the iterator over batches that `model.fit` would make."""
+    """Returns the iterator over batches that `model.fit` would make on JAX."""
     return _HostIterator(x=x, y=y, sample_weight=sample_weight, **arguments)
 
 
@@ -134,7 +142,10 @@ def symbolic_build(model: keras.Model, iterator: Any) -> bool:
         or (model._compile_loss is not None and not model._compile_loss.built)
     )
     with unbuilt_again_on_failure(model):
-        model._symbolic_build(iterator=iterator)
+        if hasattr(keras.Model, "train_step"):
+            model._symbolic_build(iterator=iterator)
+        else:  # of NumPy's models, which Keras itself does not train
+            build_like(model, next(next(source for _, _, source in iterator)) if reads_a_batch else None)
     return reads_a_batch
 
 
@@ -169,15 +180,19 @@ def fresh_fit_reads_a_batch(model: keras.Model) -> bool:
 def build_like(model: keras.Model, batch: Any) -> None:
     """Builds metrics, loss and optimizer of the model for batches of this form."""
     model._symbolic_build(data_batch=batch if isinstance(batch, tuple) else (batch,))
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
 
 
 def read_state(model: keras.Model) -> State:
-    """Returns the arrays that training changes, in Keras's order."""
+    """Returns the arrays that training changes, in Keras's order: JAX's, or under another backend NumPy's."""
     return values_of(variables_of(model))
 
 
 def values_of(variables: State) -> State:
     """Returns the arrays that these variables hold."""
+    if not on_jax():
+        return State(*([np.array(keras.ops.convert_to_numpy(v.value)) for v in part] for part in variables))
     # `value` looks for scopes first, none of which is open here; a variable without a value makes one there.
     return State(*([v.value if v._value is None else v._value for v in part] for part in variables))
 
@@ -190,8 +205,33 @@ def attach(variables: State, state: State) -> None:
 
 def attach_to(variables: list, values: list) -> None:
     """Puts arrays into variables whose shapes and types they have: `assign` would check and convert each."""
+    is_jax = on_jax()
     for variable, value in zip(variables, values, strict=True):
-        variable._direct_assign(value)
+        if is_jax:
+            variable._direct_assign(value)
+        else:
+            variable.assign(keras.ops.convert_to_tensor(value, dtype=variable.dtype))
+
+
+def like_variables(model: keras.Model, state: State) -> State:
+    """Returns arrays that another backend may have given other types in the types of the model's own variables.
+
+    Raises:
+        ValueError: If these are not the arrays of this model.
+    """
+    own = variables_of(model)
+    shapes = [[tuple(array.shape) for array in arrays] for arrays in (*own, *state)]
+    if shapes[:4] != shapes[4:]:
+        raise ValueError(
+            "`model` must be the same when it is built from its configuration. Received: a model whose variables have "
+            f"the shapes {shapes[4:]}, and {shapes[:4]} once it is rebuilt. "
+            "Let `get_config` tell all that `__init__` takes."
+        )
+
+    def typed(variable: Any, array: Any) -> Any:
+        return keras.ops.convert_to_tensor(array, dtype=variable.dtype)
+
+    return State(*(list(map(typed, *pair)) for pair in zip(own, state, strict=True)))
 
 
 def write_state(model: keras.Model, state: State) -> None:
@@ -309,7 +349,7 @@ def why_keras_must_run(model: keras.Model) -> str | None:
     """Returns why this model cannot be trained by a compiled program, or None when it can."""
     if model.run_eagerly:
         return "the model was compiled with `run_eagerly=True`"
-    if not model.jit_compile:
+    if not (model.jit_compile if on_jax() else all(layer.supports_jit for layer in model._flatten_layers())):
         return "the model was compiled with `jit_compile=False`, or a layer of it does not support it"
     if keras.distribution.distribution() is not None:
         return "a `keras.distribution` is set"
@@ -317,14 +357,22 @@ def why_keras_must_run(model: keras.Model) -> str | None:
         return "Keras runs in NNX mode"
     if keras.config.max_epochs() or keras.config.max_steps_per_epoch():
         return "`keras.config` limits the epochs or the steps per epoch"
-    overridden = [
-        name
-        for name in ("evaluate", "make_train_function", "make_test_function")
-        if getattr(type(model), name) is not getattr(keras.Model, name)
-    ]
+    if getattr(model, "_distribute_strategy", None) is not None:
+        return "a `tf.distribute` strategy is set"
+    names = ["evaluate", "make_train_function", "make_test_function"]
+    if not on_jax():
+        if hasattr(model.optimizer, "_exclude_from_weight_decay_pattern"):
+            return "the optimizer excludes variables from weight decay, which its configuration does not tell"
+        names += ["train_step", "test_step"]  # the worker's have another form
+    overridden = [name for name in names if overrides(model, name)]
     if overridden:
         return f"{type(model).__name__} overrides `{overridden[0]}`"
     return None
+
+
+def overrides(model: keras.Model, method: str) -> bool:
+    """Says whether the model's class has a method of its own in the place of Keras's."""
+    return getattr(type(model), method, None) is not getattr(keras.Model, method, None)
 
 
 def learning_rate(model: keras.Model) -> float | None:

@@ -12,13 +12,16 @@ from typing import Any, Literal
 import jax
 import keras
 
-from kohort import engine, keras_internals
+from kohort import engine, keras_internals, remote
 from kohort.data import Inputs
 from kohort.engine import Cut, Pace
+from kohort.remote import RemotePrograms
 
 
 class Programs:
     """The compiled programs of one model: traced once for each way of cutting data, compiled once for each shape."""
+
+    spends = True  # whether a call may use up the state that it is given
 
     def __init__(self, model: keras.Model) -> None:
         """Holds the model weakly; nothing is traced yet."""
@@ -68,6 +71,12 @@ class Programs:
         run = engine.predict_program(self._functions, cut)
         return self._once(("predict", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
 
+    def wait(self, results: tuple, interrupt: Any) -> tuple | None:
+        """Waits for what a program computes, state and logs. Returns None as soon as `interrupt` is true."""
+        if interrupt is None:
+            return jax.block_until_ready(results)
+        return results if engine.wait(results[1], interrupt) else None
+
     def pace(self, *key: Any) -> Pace:
         """Returns the measured pace of a program at some shape."""
         return self._once(("pace", *key), Pace)
@@ -78,14 +87,23 @@ class Programs:
         return self._made[key]
 
 
-_programs: "weakref.WeakKeyDictionary[keras.Model, Programs]" = weakref.WeakKeyDictionary()
+_programs: "weakref.WeakKeyDictionary[keras.Model, Programs | RemotePrograms]" = weakref.WeakKeyDictionary()
 
 
-def programs_of(model: keras.Model) -> Programs:
-    """Returns the programs of the model, new ones after each `model.compile`."""
+def programs_of(model: keras.Model) -> Programs | RemotePrograms:
+    """Returns the programs of the model, new ones after each `model.compile`: here, or in the worker."""
+    return _kept(model, RemotePrograms if remote.is_needed() else Programs)
+
+
+def local_programs_of(model: keras.Model) -> Programs:
+    """Returns the programs of a model that trains in this process."""
+    return _kept(model, Programs)
+
+
+def _kept(model: keras.Model, kind: type) -> Any:
     known = _programs.get(model)
-    if known is None or not known.is_of(model):
-        known = _programs[model] = Programs(model)
+    if not isinstance(known, kind) or not known.is_of(model):
+        known = _programs[model] = kind(model)
     return known
 
 

@@ -22,7 +22,7 @@ from kohort.checks import NUMBERS, Recipe, check_features, received
 from kohort.data import Samples, inputs, validation_inputs
 from kohort.engine import CALL_SECONDS, Cut, Pace, State
 from kohort.epochs import Advanced, ArrayEpochs, Epochs, log_columns
-from kohort.programs import programs_of
+from kohort.programs import local_programs_of
 from kohort.progress import Interrupt
 
 # The most batches and bytes of one stack: they fix its shape, so that one program serves any number of batches.
@@ -105,7 +105,7 @@ class ArrayValidation:
 
     def __init__(self, model: keras.Model, samples: Samples, cut: Cut) -> None:
         """Takes converted arrays and how one pass is cut into batches."""
-        self.samples, self.program = samples, programs_of(model).validation(cut)
+        self.samples, self.program = samples, local_programs_of(model).validation(cut)
 
     def validate(self, state: State, epoch: int, interrupt: Interrupt) -> Advanced | None:
         """Runs one pass."""
@@ -137,7 +137,7 @@ class Stream:
         check_stream(name, data)
         self.model, self.name, self._data, self._options = model, name, data, options
         self.step: Literal["train_step", "test_step"] = "train_step" if name == "x" else "test_step"
-        self.programs = programs_of(model)
+        self.programs = local_programs_of(model)
         self._iterator: Any = None
         self._moulds: dict[Form, Mould] = {}
         self._last: Advanced | None = None

@@ -1,0 +1,173 @@
+"""What of a model crosses into another process: its configuration, by Keras's own serialisation, as JSON.
+
+In comes a compiled, built model; out go plain values from which another process, on another backend, builds the same
+model. Custom classes go by the name of their module, which that process imports. The room exists so that what cannot
+cross is found before anything is touched, and so that both ends read the same values.
+"""
+
+import functools
+import importlib
+import json
+import operator
+import random
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from kohort import keras_internals, keras_parts
+
+ELSEWHERE = (
+    'or train on JAX: import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before '
+    "Python starts"
+)
+
+
+class Custom(NamedTuple):
+    """A class or function that is not Keras's, and how another process finds it."""
+
+    registered_name: str
+    module: str
+    qualified_name: str
+
+
+def blueprint(model: keras.Model) -> dict:
+    """Returns all from which `build` makes the same model again, but for the values of its variables.
+
+    Raises:
+        ValueError: If a part of the model has no configuration, or none that another process can read.
+    """
+    serialised = _serialised(model)
+    customs = sorted({_custom(model, *found) for found in _foreign(serialised)})
+    compiled = serialised.pop("compile_config")
+    for option, kept in keras_parts.kept_options(model).items():
+        compiled[option] = keras.saving.serialize_keras_object(kept)
+    compiled["jit_compile"] = "auto"  # what the caller's backend made of "auto" is not what JAX makes of it
+    return {
+        "model": serialised,
+        "compiled": compiled,
+        "customs": customs,
+        "trainable": keras_parts.trainability(model),
+        "metric_names": keras_parts.metric_names(model),
+        "floatx": keras.config.floatx(),
+        "epsilon": keras.config.epsilon(),
+        "image_data_format": keras.config.image_data_format(),
+        "path": sys.path,
+    }
+
+
+def build(blueprint: dict, batch: Any) -> keras.Model:
+    """Builds the model of a blueprint, compiled, for batches of this form."""
+    sys.path[:] = blueprint["path"]
+    keras.config.set_floatx(blueprint["floatx"])
+    keras.config.set_epsilon(blueprint["epsilon"])
+    keras.config.set_image_data_format(blueprint["image_data_format"])
+    with keras.saving.custom_object_scope(_imported([Custom(*fields) for fields in blueprint["customs"]])):
+        model = keras.saving.deserialize_keras_object(blueprint["model"])
+        keras_parts.set_trainability(model, blueprint["trainable"])
+        model.compile_from_config(blueprint["compiled"])
+    keras_internals.build_like(model, batch)
+    keras_parts.set_metric_names(model, blueprint["metric_names"])
+    return model
+
+
+def check_crossing(model: keras.Model) -> None:
+    """Raises a ValueError unless the model can be built again in another process."""
+    marker = keras_internals.compile_marker(model)
+    if _checked.get(model) is marker:
+        return
+    serialised = _serialised(model)
+    _rebuild(model, serialised, [_custom(model, *found) for found in _foreign(serialised)])
+    _checked[model] = marker
+
+
+_checked: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
+
+
+def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> None:
+    """Tries here, at the price of building the model twice, what would otherwise fail over there."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        keras.saving.deserialize_keras_object(serialised, custom_objects=_imported(customs))
+    except (TypeError, ValueError) as error:
+        received = f"a configuration from which Keras does not build it again ({_first_line(error)})"
+        step = "Let the `get_config` of its parts tell what `__init__` takes, `**kwargs` included"
+        raise _refusal(model, received, step) from error
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _imported(customs: list[Custom]) -> dict[str, Any]:
+    """Returns classes and functions by the names under which Keras asks for them."""
+
+    def found(custom: Custom) -> Any:
+        return operator.attrgetter(custom.qualified_name)(importlib.import_module(custom.module))
+
+    return {custom.registered_name: found(custom) for custom in customs}
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__context__ is not None:  # Keras wraps what went wrong, at each level of the model
+        error = error.__context__
+    line = " ".join(str(error).split())
+    return line[:119] + "…" if len(line) > 120 else line
+
+
+def _serialised(model: keras.Model) -> dict:
+    if type(model).compile is not keras.Model.compile:
+        raise _refusal(
+            model, f"{type(model).__name__}, which overrides `compile`", "Compile with Keras's own `compile`"
+        )
+    if "<lambda>" in keras_parts.functions_of(model):
+        raise _refusal(model, "a lambda", "Make it a function with a name, in a module of its own")
+    try:
+        serialised = keras.saving.serialize_keras_object(model)
+        return keras_parts.on_any_backend(json.loads(json.dumps(serialised)))
+    except (NotImplementedError, TypeError) as error:
+        received = f"a part that does not tell its configuration ({_first_line(error)})"
+        raise _refusal(model, received, "Give that class a `get_config` of plain values") from error
+
+
+def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:
+    """Yields module, name and registered name of each class and function in a configuration that is not Keras's."""
+    if isinstance(config, list):
+        for part in config:
+            yield from _foreign(part)
+    if not isinstance(config, dict):
+        return
+    kind, module = config.get("class_name"), config.get("module")
+    if {"module", "registered_name"} <= config.keys():
+        is_function = kind == "function"  # whose configuration is its registered name
+        name, registered_name = (config["config"],) * 2 if is_function else (kind, config["registered_name"] or kind)
+        if module is None or module.partition(".")[0] != "keras":
+            yield module, str(name), str(registered_name)
+    for part in config.values():
+        yield from _foreign(part)
+
+
+def _custom(model: keras.Model, module: str | None, name: str, registered_name: str) -> Custom:
+    """Finds a class or function, and raises unless another process can import it."""
+    thing = keras.saving.get_registered_object(registered_name)
+    if thing is None:
+        thing = keras_parts.functions_of(model).get(name) or _at(module or "__main__", name)
+    home, path = getattr(thing, "__module__", module) or "__main__", getattr(thing, "__qualname__", name)
+    is_importable = getattr(sys.modules.get(home), "__spec__", None) is not None and home != "__main__"
+    if thing is None or not is_importable or "<locals>" in path or _at(home, path) is not thing:
+        raise _refusal(model, f"{path!r}, defined in {home}", "Move it to the top level of a module and import it")
+    return Custom(registered_name, home, path)
+
+
+def _at(module: str, path: str) -> Any:
+    """Returns what a module has under a dotted name, or None."""
+    return functools.reduce(lambda thing, name: getattr(thing, name, None), path.split("."), sys.modules.get(module))
+
+
+def _refusal(model: keras.Model, received: str, step: str) -> ValueError:
+    return ValueError(
+        "`model` must be made of parts that another process can import, because kohort trains a model of the backend "
+        f"{keras.backend.backend()!r} in a worker. Received: model={model.name!r} with {received}. {step}, {ELSEWHERE}."
+    )
