@@ -268,6 +268,22 @@ def metric_direction(model: keras.Model, name: str) -> str | None:
     return next((getattr(m, "_direction", None) for m in metrics if m.name == name), None)
 
 
+def flows(model: keras.Model) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Returns the layers and other operations of a built model in order, and which of them takes what which one gives.
+
+    The pairs count positions in the list; a subclassed model tells its layers, and nothing of what flows.
+    """
+    if isinstance(model, keras.Sequential) or not isinstance(model, Functional):
+        steps = list(model.layers)
+        return steps, [(i, i + 1) for i in range(len(steps) - 1)] if isinstance(model, keras.Sequential) else []
+    steps = list(model.operations)
+    nodes = [node for level in model._nodes_by_depth.values() for node in level]
+    pairs = {
+        (steps.index(parent.operation), steps.index(node.operation)) for node in nodes for parent in node.parent_nodes
+    }
+    return steps, sorted(pairs)
+
+
 # --- clones and seeds -------------------------------------------------------------------------------------------------
 
 
