@@ -49,7 +49,7 @@ class Spread(Surface):
             dashes = [look["linestyle"] for look in looks]
             self.ax_.contour(self.xx0, self.xx1, self.share, levels=inside, linestyles=dashes, **style)
         if self.x is not None:
-            self.draw_samples(self.ax_, self.x, 6)
+            self.draw_samples(self.ax_, self.x, 6.0)
         self.name_axes(self.ax_)
         if ax is None:
             self._explain(region)
@@ -139,7 +139,8 @@ def spread(
     means = meaning(responses, responses.shape[3:], y, threshold, regression=False)
     classes = means["classes"]
     label = classes[1] if label is None else label
-    require(label in classes, "label", f"one of the classes {', '.join(map(str, classes))}", label, "Pass one of them.")
+    named = ", ".join(f"{name:g}" for name in classes)
+    require(label in classes, "label", f"one of the classes {named}", label, "Pass one of them.")
     finite = np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))
     step_back = "Train with a smaller learning rate."
     require(finite.any(), "cohort", "one of which at least one member gives finite answers", cohort, step_back)

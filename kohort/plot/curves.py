@@ -53,7 +53,7 @@ class HistoryCurves:
         for curves in filter(None, (self, self.validation)):
             look = {**curves.look, "label": f"median {curves.metric}" if several else curves.metric}
             if several:  # the median of the members must stand out from them, on any ground
-                look |= {"path_effects": halo(4), "linewidth": 2}
+                look |= {"path_effects": halo(4.0), "linewidth": 2}
             if several and curves is self:
                 look["color"] = rcParams["text.color"]
             self.ax_.plot(curves.epochs, curves.quantiles[1], zorder=3, **look)
@@ -106,7 +106,7 @@ class HistoryCurves:
         self._draw_lines(ax, values, color=colour, **(faint | {"linewidth": 0.8}), linestyle=dash, zorder=1)
         has_value = np.isfinite(values)
         rows = np.flatnonzero(has_value.any(axis=1))
-        last = values.shape[1] - 1 - has_value[rows, ::-1].argmax(axis=1)
+        last = values.shape[1] - 1 - has_value[rows, ::-1].argmax(axis=1) if rows.size else rows
         look["label"] = f"{count} {look['label']}"
         style = {"linestyle": "none", "markersize": 5, "markerfacecolor": "none", "zorder": 4}
         ax.plot(self.epochs[last], values[rows, last], **look, **style)

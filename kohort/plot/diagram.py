@@ -174,7 +174,7 @@ def _dash(is_negative: Any) -> Any:
     return (0, (2.2, 1.1)) if is_negative else "-"
 
 
-def _signed(number: float) -> str:
+def _signed(number: Any) -> str:
     return f"{number:+.2g}".replace("-", "−")
 
 

@@ -91,7 +91,7 @@ def wall(
     regression: bool | None = None,
     columns: int | None = None,
     ax: Any = None,
-    **bounds: float,
+    **bounds: float | int,
 ) -> Wall:
     """Computes and draws the answers of many members, one small cell each.
 

@@ -76,7 +76,7 @@ def minima(
     y: Any = None,
     *,
     metric: str = "loss",
-    tolerance: float = 0.2,
+    tolerance: float | int = 0.2,
     xlim: Any = None,
     ylim: Any = None,
     features: Any = None,

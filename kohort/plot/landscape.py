@@ -47,7 +47,7 @@ class LossLandscape:
     ax_: Any = field(default=None, init=False)  # once drawn
     figure_: Any = field(default=None, init=False)  # once drawn
 
-    def weights(self, a: float, b: float) -> list[np.ndarray]:
+    def weights(self, a: float | int, b: float | int) -> list[np.ndarray]:
         """Returns the trainable weights so many steps from the trained ones."""
         directions = zip(self.center, self.first, self.second, strict=True)
         return [w + np.float32(a) * u + np.float32(b) * v for w, u, v in directions]
@@ -63,7 +63,13 @@ class LossLandscape:
         levels = (
             ticks.tick_values(lowest, highest) if known.count() and lowest < highest else np.array([lowest, lowest + 1])
         )
-        colours = {"levels": levels, "cmap": NUMBERS, "zorder": 0, "norm": "log" if is_wide else "linear", "extend": "both"}
+        colours = {
+            "levels": levels,
+            "cmap": NUMBERS,
+            "zorder": 0,
+            "norm": "log" if is_wide else "linear",
+            "extend": "both",
+        }
         region = self.ax_.contourf(self.aa, self.bb, known, **colours)
         if lowest < highest:
             lines = self.ax_.contour(self.aa, self.bb, known, levels=levels, colors="black", linewidths=0.6)
@@ -87,7 +93,7 @@ def loss_landscape(
     x: Any,
     y: Any,
     *,
-    span: float = 1.0,
+    span: float | int = 1.0,
     grid_resolution: int = 51,
     seed: int = 0,
     ax: Any = None,

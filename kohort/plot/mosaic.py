@@ -31,7 +31,7 @@ class Mosaic:
     @property
     def font(self) -> float:
         """The size of the letters above a cell, in points."""
-        return min(10, max(4, 5 * self.cell))
+        return min(10.0, max(4.0, 5 * self.cell))
 
     def write(self, left: float, top: float, text: str, **style: Any) -> None:
         """Writes a line so many inches from the left and from the top."""

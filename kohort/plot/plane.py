@@ -50,7 +50,8 @@ def features_of(model: Any, x: Any) -> int:
     step = f"Its input shape is {shape}: draw one whose input shape is (None, 2)."
     require(is_flat, "model", "a model of one array of features (sample, feature)", model, step)
     stated = shape[1] if shape else None
-    return stated or (np.shape(x)[1] if np.ndim(x) == 2 else 2)
+    require(stated is None or stated >= 2, "model", "a model of at least two features", model, step)
+    return stated or max(2, np.shape(x)[1] if np.ndim(x) == 2 else 2)
 
 
 def cut(

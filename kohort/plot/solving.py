@@ -61,7 +61,7 @@ class Survival:
         return self
 
 
-def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds: float) -> Survival:
+def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds: float | int) -> Survival:
     """Computes and draws the share of members that have not solved the problem yet, by epoch.
 
     A member solves it in the first epoch in which all bounds hold. One that was stopped early without is censored

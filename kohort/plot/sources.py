@@ -55,7 +55,7 @@ def reaches(cohort: Any, bounds: Mapping[str, float]) -> np.ndarray:
 
 def names_of_outcomes(logs: Any) -> np.ndarray | None:
     """Returns the names of the members' outcomes, or None where a source does not know them."""
-    knows = hasattr(logs, "outcome") and "loss" in logs
+    knows = "loss" in logs and hasattr(logs, "outcome")
     return np.array([outcome.name for outcome in logs.outcome]) if knows else None
 
 

@@ -132,7 +132,7 @@ def meaning(responses: np.ndarray, outputs: tuple, y: Any, threshold: Any = None
         threshold: Where a single output changes class; None for halfway between the labels.
         regression: Whether the answers are numbers; None for what `y` looks like.
     """
-    is_flag = regression is None or (isinstance(regression, bool | np.bool) and not (regression and outputs))
+    is_flag = regression is None or not (regression and outputs)
     accepted = "True, False or None" + (", and not True for a model of several outputs" if outputs else "")
     require(is_flag, "regression", accepted, regression, "Leave it out: `y` tells.")
     values = None if y is None else np.asarray(y)
