@@ -201,9 +201,7 @@ def test_layers_that_do_not_answer_with_one_number_per_unit():
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.Reshape((2, 1), name="rows"), keras.layers.Flatten(), keras.layers.Dense(1)]
     )
-    with pytest.raises(
-        ValueError, match=r"`layer` must be a layer that answers .sample, unit.\. .*'rows'.*, 2, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"`layer` must be a layer that answers .sample, unit.\. .*'rows'.*, 2, 1\)"):
         plot.units(model, "rows", X)
 
 

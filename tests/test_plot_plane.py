@@ -103,9 +103,7 @@ def test_a_projection_that_was_fitted_on_a_table_takes_the_table():
 
 
 def test_three_features_without_a_choice():
-    message = (
-        r"`features` must be given where the model takes 3 features: `features`, `fixed` or a `proj.*None"
-    )
+    message = r"`features` must be given where the model takes 3 features: `features`, `fixed` or a `proj.*None"
     with pytest.raises(ValueError, match=message):
         plot.decision_boundary(network(features=3), X4[:, :3])
     with pytest.raises(ValueError, match=r"`x` must be of shape \(sample, 3\)\. .*shape=\(30, 4\)"):

@@ -42,8 +42,7 @@ class Units(Plane):
         """Draws the record in place of `ax`, or in a figure made here, and returns it."""
         placed = mosaic(ax, len(self.shown), self.columns, top=0.35, right=0.8)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
-        finite = self.activations[np.isfinite(self.activations)]
-        ends = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        ends = ends_of(self.activations)
         surface: Any = None
         for unit, values, cell in zip(self.shown, self.activations, self.axes_, strict=True):
             surface = draw_activation(cell, self, values, ends)
@@ -61,6 +60,12 @@ class Units(Plane):
         bar.set_title("activation", fontsize=8, loc="left")
         bar.tick_params(labelsize=8)
         return self
+
+
+def ends_of(values: np.ndarray) -> tuple[float, float]:
+    """Returns the lowest and the highest of the finite values."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 def draw_activation(ax: Any, plane: Plane, values: np.ndarray, ends: tuple[float, float], *, lines: bool = True) -> Any:

@@ -145,7 +145,7 @@ def spread(
     step_back = "Train with a smaller learning rate."
     require(finite.any(), "cohort", "one of which at least one member gives finite answers", cohort, step_back)
     share = _says(responses[finite], classes.index(label), means["threshold"]).mean(axis=0)
-    counts = {"members": int(finite.sum()), "diverged": int((~finite).sum())}
+    counts: dict[str, Any] = {"members": int(finite.sum()), "diverged": int((~finite).sum())}
     return Spread(**plane, **means, **counts, share=share, label=label).plot(ax)
 
 

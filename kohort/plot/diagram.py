@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from kohort.plot.activations import draw_activation
+from kohort.plot.activations import draw_activation, ends_of
 from kohort.plot.blueprint import LayerDiagram, layers_of
 from kohort.plot.layers import answers_of, check_model
 from kohort.plot.plane import Plane, cut
@@ -102,10 +102,10 @@ class NetworkDiagram:
             widths = 0.3 + 4 * np.abs(kernel.ravel()[own]) / (largest or 1)
             style = {"color": COLOURS[int(is_negative)], "linestyles": _dash(is_negative), "zorder": 1}
             self.ax_.add_collection(LineCollection([lines[i] for i in own], linewidths=widths, **style))
-        if kernel.size <= NUMBERED and np.isfinite(kernel).all():
-            for (a, b), weight in zip(lines, kernel.ravel(), strict=True):
-                x, y = a + (0.3 if len(after) > 1 else 0.5) * (b - a)
-                style = {"ha": "center", "va": "center", "fontsize": small, "path_effects": halo(), "zorder": 5}
+        places = _apart(np.array(lines)) if kernel.size <= NUMBERED and np.isfinite(kernel).all() else None
+        if places is not None:
+            style = {"ha": "center", "va": "center", "fontsize": small, "path_effects": halo(), "zorder": 5}
+            for (x, y), weight in zip(places, kernel.ravel(), strict=True):
                 self.ax_.text(x, y, _signed(weight), **style)
 
     def _draw_units(self, column: int, radius: float, small: float) -> None:
@@ -119,8 +119,7 @@ class NetworkDiagram:
             circle = Circle((x, y), radius, facecolor=rcParams["axes.facecolor"], zorder=3)
             self.ax_.add_patch(circle)
             if maps is not None:
-                seen = maps[i] if is_input else maps  # inputs have units of their own
-                ends = float(np.nanmin(seen)), float(np.nanmax(seen))
+                ends = ends_of(maps[i] if is_input else maps)  # each input has a range of its own
                 sums = None if is_input else self.sums[column - 1][i]
                 self._draw_map(circle, maps[i], ends, sums)
             self.ax_.add_patch(Circle((x, y), radius, fill=False, zorder=4, **ring))
@@ -146,7 +145,7 @@ class NetworkDiagram:
         held = self.ax_.get_xlim(), self.ax_.get_ylim()
         image = draw_activation(self.ax_, Plane(xx0=xx0, xx1=xx1), values, ends, lines=False)
         image.set(clip_path=circle, zorder=3)
-        if sums is not None and np.nanmin(sums) < 0 < np.nanmax(sums):
+        if sums is not None and sums.min() < 0 < sums.max():
             style = {"levels": [0], "colors": "white", "linewidths": 1.2, "zorder": 3.5}
             line = self.ax_.contour(xx0, xx1, sums, **style)
             line.set(clip_path=circle, path_effects=None)
@@ -168,6 +167,16 @@ class NetworkDiagram:
             text += "\nwhite line: where its weighted sum is 0"
         middle = 0.5 * sum(self.ax_.get_xlim())
         self.ax_.text(middle, -0.15, text, ha="center", va="top", fontsize=small, linespacing=1.3)
+
+
+def _apart(lines: np.ndarray) -> np.ndarray | None:
+    """Returns a place for a number on each of the lines (line, end, 2), at the part of them where they are most apart.
+
+    None, where the numbers would still touch.
+    """
+    parts = [lines[:, 0] + part * (lines[:, 1] - lines[:, 0]) for part in np.linspace(0.32, 0.68, 10)]
+    gaps = [np.diff(np.sort(places[:, 1])).min(initial=np.inf) for places in parts]
+    return parts[int(np.argmax(gaps))] if max(gaps) > 0.17 else None
 
 
 def _dash(is_negative: Any) -> Any:

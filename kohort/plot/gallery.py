@@ -139,7 +139,7 @@ def wall(
     """
     check_axes(ax)
     shown = chosen(cohort, members)
-    logs = cohort.history or {}
+    logs: Any = cohort.history or {}
     metric = by or ("loss" if "loss" in logs else None)
     values = None if metric is None else logs_of(cohort, "by", metric).last(metric)
     failed = ~reaches(cohort, bounds) if bounds else np.zeros(len(cohort.seeds), bool)

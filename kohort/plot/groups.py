@@ -19,7 +19,7 @@ from kohort.plot.sources import answers_of_members, chosen, logs_of
 from kohort.plot.style import check_axes, require
 from kohort.plot.surface import Surface, meaning
 
-LOSS_SHARE = 0.05  # of the range of all losses: so far apart two members of a group may be
+LOSS_SHARE = 0.05  # of the loss that training began or ended with: so far apart two members of a group may be
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -92,11 +92,11 @@ def minima(
 ) -> Minima:
     """Groups members by what they converged to, and draws one boundary for each group with how often it occurs.
 
-    Two members are alike when their last losses are, and the functions they compute: what permutes hidden units or
-    flips signs changes no function. Functions are compared where the samples lie, as the root of the mean squared
-    difference of the answers at the grid points within their limits: what a network says elsewhere, no training
-    decides. In a group each member is alike to each (complete linkage); its representative is the one nearest to all
-    others.
+    Two members are alike when their last losses are (to a twentieth of the loss that training began or ended with),
+    and the functions they compute: what permutes hidden units or flips signs changes no function. Functions are
+    compared where the samples lie, as the root of the mean squared difference of the answers at the grid points within
+    their limits: what a network says elsewhere, no training decides. In a group each member is alike to each (complete
+    linkage); its representative is the one nearest to all others.
 
     Args:
         cohort: A trained `kohort.Cohort`.
@@ -140,14 +140,17 @@ def minima(
     require(is_positive, "tolerance", "a finite number above 0", tolerance, "Pass for example 0.2.")
     require(shown >= 1, "shown", "at least 1", shown, "Pass for example 12.")
     among = chosen(cohort, members)
-    losses = logs_of(cohort, "metric", metric).last(metric)[among]
+    logs = logs_of(cohort, "metric", metric)
+    losses = logs.last(metric)[among]
     plane = cut(features_of(None, x), x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[among]
     finite = np.flatnonzero(np.isfinite(losses) & np.isfinite(responses).all(axis=tuple(range(1, responses.ndim))))
     step = "Train with a smaller learning rate."
     require(finite.size, "cohort", "one of which at least one member did not diverge", cohort, step)
     compared = responses[finite][:, _within(plane)].reshape(len(finite), -1)
-    found, middles = _grouped(compared, losses[finite], float(tolerance))
+    begun_or_ended = [_middle(logs[metric][:, 0]), _middle(losses)]
+    near = float(tolerance), LOSS_SHARE * max(begun_or_ended) or 1.0
+    found, middles = _grouped(compared, losses[finite], *near)
     group = np.full(len(among), -1)
     group[finite] = found
     middles = finite[middles]
@@ -172,16 +175,20 @@ def _within(plane: dict) -> np.ndarray:
     return within if within.any() else np.ones_like(within)
 
 
-def _grouped(answers: np.ndarray, losses: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+def _middle(values: np.ndarray) -> float:
+    """Returns the median size of the values that are finite."""
+    return float(np.median(np.abs(values[np.isfinite(values)]))) if np.isfinite(values).any() else 0.0
+
+
+def _grouped(answers: np.ndarray, losses: np.ndarray, tolerance: float, near: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns the group of each member, the most frequent one 0, and the member in the middle of each group."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import pdist, squareform
 
     if len(losses) == 1:
         return np.zeros(1, int), np.zeros(1, int)
-    span = LOSS_SHARE * np.ptp(losses) or 1.0
     differences = pdist(answers.astype("float32")) / (tolerance * math.sqrt(answers.shape[1]))
-    apart = np.maximum(differences, pdist(losses[:, None], "cityblock") / span)
+    apart = np.maximum(differences, pdist(losses[:, None], "cityblock") / near)
     found = fcluster(linkage(apart, "complete"), 1.0, "distance") - 1
     counts = np.bincount(found)
     # Of equally frequent groups the one with the lower loss comes first: the same order for any order of members.

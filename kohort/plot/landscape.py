@@ -57,20 +57,12 @@ class LossLandscape:
         self.ax_ = on_axes(ax, (5.8, 4.6))
         self.figure_ = self.ax_.figure
         known = np.ma.masked_invalid(self.loss)
-        lowest, highest = float(known.min()), float(known.max())
+        lowest, highest = (float(known.min()), float(known.max())) if known.count() else (0.0, 0.0)
         is_wide = 0 < lowest and 10 * lowest < highest
         ticks = LogLocator(subs=(1, 2, 5)) if is_wide else MaxNLocator(9)
-        levels = (
-            ticks.tick_values(lowest, highest) if known.count() and lowest < highest else np.array([lowest, lowest + 1])
-        )
-        colours = {
-            "levels": levels,
-            "cmap": NUMBERS,
-            "zorder": 0,
-            "norm": "log" if is_wide else "linear",
-            "extend": "both",
-        }
-        region = self.ax_.contourf(self.aa, self.bb, known, **colours)
+        levels = ticks.tick_values(lowest, highest) if lowest < highest else np.array([lowest, lowest + 1])
+        style = {"cmap": NUMBERS, "zorder": 0, "norm": "log" if is_wide else "linear", "extend": "both"}
+        region = self.ax_.contourf(self.aa, self.bb, known, levels=levels, **style)
         if lowest < highest:
             lines = self.ax_.contour(self.aa, self.bb, known, levels=levels, colors="black", linewidths=0.6)
             outer = lines.levels[lines.levels > np.quantile(known.compressed(), 0.2)]  # inner ones have no room

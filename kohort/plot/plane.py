@@ -84,7 +84,7 @@ def cut(
     Raises:
         TypeError, ValueError: An argument is not what it must be.
     """
-    is_enough = isinstance(grid_resolution, numbers.Integral) and grid_resolution >= 2
+    is_enough = isinstance(grid_resolution, int | np.integer) and grid_resolution >= 2
     step = "Pass for example 100."
     require(is_enough, "grid_resolution", "an integer of at least 2", grid_resolution, step)
     require(x is not None or y is None, "y", "left out where `x` is", y, "Pass the samples as `x`.")
@@ -151,7 +151,7 @@ def _number(name: str, feature: Any, columns: list) -> int:
     """Returns the number of a feature that is given by number or by the name of its column."""
     if isinstance(feature, str) and feature in columns:
         return columns.index(feature)
-    is_number = isinstance(feature, numbers.Integral) and 0 <= feature < len(columns)
+    is_number = isinstance(feature, int | np.integer) and 0 <= feature < len(columns)
     named = "" if str(columns[0]).startswith("x[") else " or the columns " + ", ".join(map(repr, columns))
     accepted = f"of features 0 to {len(columns) - 1}{named}"
     require(is_number, name, accepted, feature, "Count the features from 0.")

@@ -98,27 +98,35 @@ def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds:
     require(is_level, "confidence", "between 0 and 1", confidence, "Pass for example 0.95.")
     step = "Write for example `survival(cohort, loss=0.01)`."
     require(bounds, "bounds", "at least one metric with its bound", bounds, step)
-    met, directions = True, {}
-    for name, bound in bounds.items():
-        logs, directions[name] = logs_of(cohort, name, name), cohort.direction(name)
-        is_bound = isinstance(bound, numbers.Real) and not np.isnan(bound)
-        require(is_bound, name, "the bound that its value must reach, a number", bound, "Pass for example 0.01.")
-        is_directed = directions[name] in ("up", "down") and logs[name].ndim == 2
-        step = "Take one that does, such as the loss."
-        require(is_directed, name, "a metric that says whether more is better", bound, step)
-        met &= logs[name] >= bound if directions[name] == "up" else logs[name] <= bound
+    directions = {name: cohort.direction(name) for name in bounds}
+    met = np.logical_and.reduce([_met(cohort, name, bound, directions[name]) for name, bound in bounds.items()])
+    logs = cohort.history
     epochs = 1 + np.asarray(logs.epoch)
     first = np.where(met.any(axis=1), epochs[met.argmax(axis=1)], np.nan)
-    outcomes, values = names_of_outcomes(logs), logs[next(iter(bounds))]
-    outcomes = np.full(len(first), "") if outcomes is None else outcomes
-    is_unsolved = np.isnan(first)
-    is_stopped = is_unsolved & (outcomes == "STOPPED_EARLY")
-    last = epochs[values.shape[1] - 1 - np.isfinite(values)[:, ::-1].argmax(axis=1)]  # the last epoch with a value
-    censored = np.where(is_stopped, last, epochs[-1])[is_unsolved]
-    counts = {"stopped": int(is_stopped.sum()), "diverged": int((is_unsolved & (outcomes == "DIVERGED")).sum())}
+    outcomes = names_of_outcomes(logs)
+    is_unsolved, outcomes = np.isnan(first), np.full(len(first), "") if outcomes is None else outcomes
+    is_stopped, is_diverged = (is_unsolved & (outcomes == name) for name in ("STOPPED_EARLY", "DIVERGED"))
+    censored = np.where(is_stopped, _last(epochs, logs[next(iter(bounds))]), epochs[-1])[is_unsolved]
     curve = _curve(first[~is_unsolved], censored, np.append(epochs[0] - 1, epochs), float(confidence))
+    counts: dict[str, Any] = {"stopped": int(is_stopped.sum()), "diverged": int(is_diverged.sum())}
     said = criterion(bounds, directions)
     return Survival(**curve, **counts, first=first, criterion=said, confidence=float(confidence)).plot(ax)
+
+
+def _met(cohort: Any, name: str, bound: Any, direction: str | None) -> np.ndarray:
+    """Says in which epochs which members keep a bound, (member, epoch); NaN keeps none."""
+    values = logs_of(cohort, name, name)[name]
+    is_bound = isinstance(bound, numbers.Real) and not np.isnan(bound)
+    require(is_bound, name, "the bound that its value must reach, a number", bound, "Pass for example 0.01.")
+    is_directed = direction in ("up", "down") and values.ndim == 2
+    step = "Take one that does, such as the loss."
+    require(is_directed, name, "a metric that says whether more is better", bound, step)
+    return values >= bound if direction == "up" else values <= bound
+
+
+def _last(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns the last epoch in which each member has a value."""
+    return epochs[values.shape[1] - 1 - np.isfinite(values)[:, ::-1].argmax(axis=1)]
 
 
 def _curve(solved: np.ndarray, censored: np.ndarray, epochs: np.ndarray, confidence: float) -> dict:

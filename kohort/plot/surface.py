@@ -137,9 +137,14 @@ def meaning(responses: np.ndarray, outputs: tuple, y: Any, threshold: Any = None
     require(is_flag, "regression", accepted, regression, "Leave it out: `y` tells.")
     values = None if y is None else np.asarray(y)
     if regression is None:
-        is_continuous = values is not None and values.dtype.kind == "f" and len(np.unique(values)) > 2
-        regression = is_continuous and not outputs and (values.ndim == 1 or values.shape[1:] == (1,))
+        regression = not outputs and values is not None and _is_continuous(values)
     return _levels(responses, values) if regression else _classes(values, y, outputs, threshold)
+
+
+def _is_continuous(values: np.ndarray) -> bool:
+    """Says whether targets look like numbers: fractional, and more of them than two classes have."""
+    is_column = values.ndim == 1 or values.shape[1:] == (1,)
+    return is_column and values.dtype.kind == "f" and len(np.unique(values)) > 2
 
 
 def _levels(responses: np.ndarray, values: np.ndarray | None) -> dict:
