@@ -40,10 +40,10 @@ def xor_cohort(members: int, rate: float = 1e-3) -> kohort.Cohort:
 @cache
 def diverging_cohort() -> kohort.Cohort:
     """Trains with a learning rate at which some members diverge."""
-    model = dense(4, 1)
-    model.compile(optimizer=keras.optimizers.SGD(1.0), loss="mse")
+    model = dense(2, 1)
+    model.compile(optimizer=keras.optimizers.SGD(1.05), loss="mse")
     cohort = kohort.Cohort(model, seeds=40)
-    cohort.fit(*XOR, epochs=300, verbose=0)
+    cohort.fit(*XOR, epochs=465, verbose=0)
     return cohort
 
 

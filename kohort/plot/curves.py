@@ -107,7 +107,7 @@ class HistoryCurves:
         has_value = np.isfinite(values)
         rows = np.flatnonzero(has_value.any(axis=1))
         last = values.shape[1] - 1 - has_value[rows, ::-1].argmax(axis=1) if rows.size else rows
-        look["label"] = f"{count} {look['label']}"
+        look |= {"label": f"{count} {look['label']}", "color": rcParams["text.color"]}
         style = {"linestyle": "none", "markersize": 5, "markerfacecolor": "none", "zorder": 4}
         ax.plot(self.epochs[last], values[rows, last], **look, **style)
 

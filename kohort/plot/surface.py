@@ -49,9 +49,10 @@ class Surface(Plane):
         for k, tint in enumerate(tints(len(scores))):
             lead = scores[k] - scores[:k].max(axis=0) if k else 0 * scores.sum(axis=0)
             levels = [0 if k else -1, max(1, 2 * lead.max())]
-            region: Any = ax.contourf(self.xx0, self.xx1, lead, levels, colors=[tint], antialiased=True, zorder=0)
-            region.set(edgecolor=rcParams["text.color"], linewidth=k and size / 6)
-            surfaces.append(region)
+            surfaces.append(ax.contourf(self.xx0, self.xx1, lead, levels, colors=[tint], zorder=0))
+            if k and lead.min() < 0 < lead.max():
+                line = {"colors": rcParams["text.color"], "linewidths": size / 6, "zorder": 0}
+                ax.contour(self.xx0, self.xx1, lead, [0], **line)
         if self.x is None and not np.isnan(scores).any():
             self._name_regions(ax, scores, fontsize=5 + 0.8 * size)
         return surfaces
