@@ -18,8 +18,9 @@ from kohort import keras_internals
 from kohort.checks import Recipe, check_data
 from kohort.data import inputs, pass_cut
 from kohort.engine import State
-from kohort.fit import check_model, programs_of
+from kohort.fit import check_model
 from kohort.plot.style import NUMBERS, check_axes, halo, on_axes, require
+from kohort.programs import programs_of
 
 BYTES_AT_ONCE = 2**28  # of weights and activations, about: bounds the memory of one call
 MOST_POINTS = 4096  # in one call
