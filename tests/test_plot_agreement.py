@@ -101,6 +101,8 @@ def test_classes_and_cohorts_that_cannot_be():
         plot.spread(Cohort(), X, Y, label=2)
     with pytest.raises(TypeError, match=r"`cohort` must be a `kohort\.Cohort`"):
         plot.spread(network(), X)
+    with pytest.raises(ValueError, match=r"`y` must be labels of two classes\..*the model tells 2 apart\.$"):
+        plot.spread(Cohort(), X, Y + X[:, 0] / 3)
     nothing = Cohort(answer=lambda x: np.full((3, len(x), 1), np.nan))
     with pytest.raises(ValueError, match="`cohort` must be one of which at least one member gives finite answers"):
         plot.spread(nothing, X)

@@ -279,6 +279,11 @@ def test_what_is_no_model_or_no_axes():
         plot.decision_boundary(network(), X, ax=plt.figure())
 
 
+def test_labels_that_could_be_numbers_say_how_to_draw_a_regression():
+    with pytest.raises(ValueError, match=r"tells 2 apart\. Of a regression pass `regression=True`\.$"):
+        plot.decision_boundary(network(), X, np.arange(4))
+
+
 def test_regression_of_several_outputs():
     message = r"`regression` must be True, False or None, and not True for a model of several outputs\. .*=True\."
     with pytest.raises(ValueError, match=message):

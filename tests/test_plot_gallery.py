@@ -166,6 +166,23 @@ def test_a_wall_of_more_features_holds_the_others():
     assert any("x[:, 2] = 3" in text.get_text() for text in picture.ax_.texts)
 
 
+def test_members_of_more_features_are_drawn_without_samples():
+    generator = np.random.default_rng(2)
+    x = generator.normal(size=(12, 3)).astype("float32")
+    model = network(features=3)
+    model.compile(loss="mse")
+    cohort = kohort.Cohort(model, seeds=2)
+    cohort.fit(x, x[:, 0], verbose=0)
+
+    picture = plot.wall(cohort, xlim=(0, 1), ylim=(0, 1), fixed={1: 0.5}, grid_resolution=3)
+
+    assert picture.names == ("x[:, 0]", "x[:, 2]")
+    expected = cohort.member(1).predict(picture.points, verbose=0).reshape(3, 3)
+    np.testing.assert_allclose(picture.responses[1], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="`features` must be given where the model takes 3 features"):
+        plot.wall(cohort, x)
+
+
 def test_a_wall_of_a_regression_has_the_same_levels_in_all_cells():
     picture = plot.wall(Cohort(), X, np.array([0.0, 0.5, 1.0, 9.0]), grid_resolution=5)
 

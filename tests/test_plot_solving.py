@@ -54,17 +54,18 @@ def test_the_curve_of_a_real_cohort_ends_where_the_success_rate_begins():
 
 
 def test_stopped_members_are_censored_and_diverged_ones_never_solve_it():
-    losses = [[1, 0.1, 0.1, 0.1], [1, NAN, NAN, NAN], [1, NAN, NAN, NAN], [1, 1, 1, 0.1], [1, 1, 1, 1]]
-    outcomes = ["COMPLETED", "STOPPED_EARLY", "DIVERGED", "COMPLETED", "COMPLETED"]
+    stopped = [[1, NAN, NAN, NAN], [1, 1, 1, NAN]]
+    losses = [[1, 0.1, 0.1, 0.1], *stopped, [1, NAN, NAN, NAN], [1, 1, 1, 0.1], [1, 1, 1, 1]]
+    outcomes = ["COMPLETED", "STOPPED_EARLY", "STOPPED_EARLY", "DIVERGED", "COMPLETED", "COMPLETED"]
 
     record = plot.survival(cohort_of(losses, outcomes), loss=0.2)
 
-    by_hand = ecdf(CensoredData(uncensored=[2, 4], right=[1, 4, 4])).sf
+    by_hand = ecdf(CensoredData(uncensored=[2, 4], right=[1, 3, 4, 4])).sf
     np.testing.assert_allclose(record.share, by_hand.evaluate(record.epochs))
-    np.testing.assert_allclose(record.share, [1, 1, 0.75, 0.75, 0.5])  # of 4 at risk, after the stop
-    assert (record.stopped, record.diverged) == (1, 1)
+    np.testing.assert_allclose(record.share, [1, 1, 0.8, 0.8, 0.8 * 2 / 3])  # of 5 and 3 at risk, after the stops
+    assert (record.stopped, record.diverged) == (2, 1)
     labels = record.ax_.get_legend_handles_labels()[1]
-    assert {"1 diverged: never solved", "1 stopped early: censored"} <= set(labels)
+    assert {"1 diverged: never solved", "2 stopped early: censored"} <= set(labels)
 
 
 def test_the_band_is_scipys_and_defined_everywhere():

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from kohort.plot.mosaic import LEFT, mosaic
-from kohort.plot.plane import cut, features_of
-from kohort.plot.sources import answers_of_members, chosen, criterion, logs_of, reaches
+from kohort.plot.plane import cut
+from kohort.plot.sources import answers_of_members, chosen, criterion, features_of_members, logs_of, reaches
 from kohort.plot.style import check_axes, require
 from kohort.plot.surface import Surface, meaning
 
@@ -150,7 +150,8 @@ def wall(
         shown = shown[np.argsort(worth, kind="stable")]  # NaN last
     columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
     require(columns >= 1, "columns", "at least 1", columns, "Pass for example 8.")
-    plane = cut(features_of(None, x), x, y, xlim, ylim, grid_resolution, features, fixed, projection)
+    n = features_of_members(cohort, x, features, fixed)
+    plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[shown]
     failed = failed[shown] | ~np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))
     means = meaning(responses, responses.shape[3:], y, threshold, regression)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from kohort.plot.mosaic import LEFT, mosaic
-from kohort.plot.plane import cut, features_of
-from kohort.plot.sources import answers_of_members, chosen, logs_of
+from kohort.plot.plane import cut
+from kohort.plot.sources import answers_of_members, chosen, features_of_members, logs_of
 from kohort.plot.style import check_axes, require
 from kohort.plot.surface import Surface, meaning
 
@@ -142,7 +142,8 @@ def minima(
     among = chosen(cohort, members)
     logs = logs_of(cohort, "metric", metric)
     losses = logs.last(metric)[among]
-    plane = cut(features_of(None, x), x, y, xlim, ylim, grid_resolution, features, fixed, projection)
+    n = features_of_members(cohort, x, features, fixed)
+    plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[among]
     finite = np.flatnonzero(np.isfinite(losses) & np.isfinite(responses).all(axis=tuple(range(1, responses.ndim))))
     step = "Train with a smaller learning rate."

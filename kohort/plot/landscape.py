@@ -62,7 +62,8 @@ class LossLandscape:
         is_wide = 0 < lowest and 10 * lowest < highest
         ticks = LogLocator(subs=(1, 2, 5)) if is_wide else MaxNLocator(9)
         levels = ticks.tick_values(lowest, highest) if lowest < highest else np.array([lowest, lowest + 1])
-        style = {"cmap": NUMBERS, "zorder": 0, "norm": "log" if is_wide else "linear", "extend": "both"}
+        style = {"cmap": NUMBERS, "zorder": 0, "norm": "log" if is_wide else "linear"}
+        style["extend"] = "max" if is_wide else "both"  # on a logarithmic scale nothing is below the lowest level
         region = self.ax_.contourf(self.aa, self.bb, known, levels=levels, **style)
         if lowest < highest:
             lines = self.ax_.contour(self.aa, self.bb, known, levels=levels, colors="black", linewidths=0.6)

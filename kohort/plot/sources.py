@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kohort.history import solved
+from kohort.plot.plane import features_of
 from kohort.plot.style import require
 from kohort.plot.surface import answers
 
@@ -31,6 +32,12 @@ def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
     accepted = f"a number of at least 1, or seeds among {shown}"
     require(wanted and set(wanted) <= set(seeds), "members", accepted, members, "Pass for example 64.")
     return np.array([seeds.index(seed) for seed in wanted])
+
+
+def features_of_members(cohort: Any, x: Any, features: Any, fixed: Any) -> int:
+    """Returns how many features the members take: what the samples have, or a member says."""
+    is_asked = x is None and (features is not None or fixed is not None)
+    return features_of(cohort.member(cohort.seeds[0]) if is_asked else None, x)
 
 
 def answers_of_members(cohort: Any, plane: dict) -> np.ndarray:

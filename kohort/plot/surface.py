@@ -133,13 +133,14 @@ def meaning(responses: np.ndarray, outputs: tuple, y: Any, threshold: Any = None
         threshold: Where a single output changes class; None for halfway between the labels.
         regression: Whether the answers are numbers; None for what `y` looks like.
     """
-    is_flag = regression is None or not (regression and outputs)
+    is_flag = regression is None or (isinstance(regression, bool | np.bool) and not (regression and outputs))
     accepted = "True, False or None" + (", and not True for a model of several outputs" if outputs else "")
     require(is_flag, "regression", accepted, regression, "Leave it out: `y` tells.")
     values = None if y is None else np.asarray(y)
+    step = " Of a regression pass `regression=True`." if regression is None and not outputs else ""
     if regression is None:
         regression = not outputs and values is not None and _is_continuous(values)
-    return _levels(responses, values) if regression else _classes(values, y, outputs, threshold)
+    return _levels(responses, values) if regression else _classes(values, y, outputs, threshold, step)
 
 
 def _is_continuous(values: np.ndarray) -> bool:
@@ -156,7 +157,7 @@ def _levels(responses: np.ndarray, values: np.ndarray | None) -> dict:
     return {"levels": levels, "targets": values}
 
 
-def _classes(values: np.ndarray | None, y: Any, outputs: tuple, threshold: Any) -> dict:
+def _classes(values: np.ndarray | None, y: Any, outputs: tuple, threshold: Any, otherwise: str) -> dict:
     labels, classes = values, list(range(*outputs or (2,)))
     if labels is not None:
         if labels.ndim == 2 and labels.shape[1] in (1, *outputs):
@@ -166,7 +167,7 @@ def _classes(values: np.ndarray | None, y: Any, outputs: tuple, threshold: Any) 
         accepted = f"class numbers from 0 to {classes[-1]}, or one-hot" if outputs else "labels of two classes"
         is_known = labels.ndim == 1 and set(found) <= set(classes)
         step = f"It holds {reprlib.repr(found)}: the model tells {len(classes)} apart."
-        require(is_known, "y", accepted, y, step + ("" if outputs else " Of a regression pass `regression=True`."))
+        require(is_known, "y", accepted, y, step + otherwise)
         labels = np.searchsorted(classes, labels)
     threshold = sum(classes[:2]) / 2 if threshold is None else float(threshold)
     return {"labels": labels, "classes": tuple(classes), "threshold": threshold}
