@@ -116,7 +116,7 @@ def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds:
 def _met(cohort: Any, name: str, bound: Any, direction: str | None) -> np.ndarray:
     """Says in which epochs which members keep a bound, (member, epoch); NaN keeps none."""
     values = logs_of(cohort, name, name)[name]
-    is_bound = isinstance(bound, numbers.Real) and not np.isnan(bound)
+    is_bound = isinstance(bound, numbers.Real) and not np.isnan(float(bound))
     require(is_bound, name, "the bound that its value must reach, a number", bound, "Pass for example 0.01.")
     is_directed = direction in ("up", "down") and values.ndim == 2
     step = "Take one that does, such as the loss."
