@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from kohort.plot.plane import Plane
@@ -83,10 +84,17 @@ class Surface(Plane):
 
     def draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
         """Draws the samples with the shape and colour of their class, or the colour of their number."""
-        edge = rcParams["text.color"]
         if self.targets is not None and self.levels is not None:
             ends = {"vmin": self.levels[0], "vmax": self.levels[-1], "cmap": NUMBERS}
-            look = {"edgecolors": edge, "linewidths": size / 8, "label": "sample", "zorder": 3}
+            # The colours are the same on light and dark ground, so the edges are, too: black in white.
+            edges = [withStroke(linewidth=size / 8 + 1, foreground="white")]
+            look = {
+                "edgecolors": "black",
+                "linewidths": size / 8,
+                "path_effects": edges,
+                "label": "sample",
+                "zorder": 3,
+            }
             ax.scatter(*x.T, c=self.targets, s=size**2, **ends, **look)
             return
         looks, labels = self.looks(), self.labels
