@@ -426,6 +426,22 @@ def test_a_distribution(monkeypatch):
     assert "`keras.distribution` is set" in internals.why_keras_must_run(compiled())
 
 
+def test_what_flows_between_layers():
+    """`Functional._nodes_by_depth` holds each call of an operation once, also of one that is called twice."""
+    one, two = keras.Input((2,), name="one"), keras.Input((2,), name="two")
+    shared = layers.Dense(2, name="shared")
+    first, second = shared(one), shared(two)
+    model = keras.Model([one, two], layers.Dense(1, name="last")(keras.ops.add(first, second)))
+
+    steps, flows = internals.flows(model)
+
+    assert sum(map(len, model._nodes_by_depth.values())) == 6
+    names = ["sum" if not isinstance(step, layers.Layer) else step.name for step in steps]
+    told = {(names[a], names[b]) for a, b in flows}
+    assert told == {("one", "shared"), ("two", "shared"), ("shared", "sum"), ("sum", "last")}
+    assert internals.flows(keras.Sequential([keras.Input((2,)), layers.Dense(3), layers.Dense(1)]))[1] == [(0, 1)]
+
+
 def test_all_private_parts_are_tested():
     """What `keras_internals` uses of Keras's private parts stands in this file, too."""
     source, tests = (Path(file).read_text() for file in (internals.__file__, __file__))
