@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kohort import keras_internals
+from kohort import keras_internals, notebook
 from kohort.checks import Recipe, check_data, check_features, check_recipe, check_targets, received
 from kohort.data import inputs, pass_cut, samples
 from kohort.fit import Request, check_model, why_fall_back
@@ -77,6 +77,11 @@ class Cohort:
         """Says what the cohort is and how far it is trained."""
         epochs = f"{len(self.history.epoch)} epochs in the last fit" if self._members.trained else "not trained"
         return f"Cohort({self._template.network.name!r}, {len(self)} members, {epochs})"
+
+    def _repr_html_(self) -> str:
+        """Shows in a notebook what the cohort is, and the curves of its last fit."""
+        trained = self._members.trained
+        return notebook.section(repr(self), trained.history if trained else {})
 
     @property
     def history(self) -> CohortHistory:

@@ -6,11 +6,14 @@ be read, tested and kept without JAX or Keras.
 
 import enum
 import numbers
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Num
+
+from kohort import notebook
 
 __all__ = ["CohortHistory", "Outcome", "SuccessRate", "success_rate"]
 
@@ -146,6 +149,11 @@ class CohortHistory(Mapping):
     def __repr__(self) -> str:
         """Says how many members and epochs there are and which metrics."""
         return f"CohortHistory({len(self.seeds)} members, {len(self.epoch)} epochs: {', '.join(self.history)})"
+
+    def _repr_html_(self) -> str:
+        """Shows the curves of all metrics in a notebook."""
+        counts = Counter(outcome.name for outcome in self.outcome) if "loss" in self else {}
+        return notebook.section(repr(self), self, [f"{name}: {count}" for name, count in sorted(counts.items())])
 
     def last(self, metric: str) -> np.ndarray:
         """Returns the last recorded value of the metric for each member, shape (member,).

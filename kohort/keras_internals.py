@@ -291,43 +291,6 @@ def functions(model: keras.Model) -> Functions:
     return Functions(train_step, test_step, predict_step, reset_metrics, results)
 
 
-# Where Keras keeps the layers that treat each row by itself, or (normalisation) take sums over the rows.
-ROW_BY_ROW = (
-    "keras.src.layers.activations.",
-    "keras.src.layers.convolutional.",
-    "keras.src.layers.core.dense",
-    "keras.src.layers.core.embedding",
-    "keras.src.layers.core.input_layer",
-    "keras.src.layers.normalization.batch_normalization",
-    "keras.src.layers.pooling.",
-    "keras.src.layers.reshaping.flatten",
-)
-
-
-def is_blind_to_row_order(model: keras.Model) -> bool:
-    """Says whether training on a batch gives the same, to rounding, whatever the order of its rows.
-
-    Known of parts of Keras's own that look at rows one by one and draw nothing at random; of all others it is not.
-    """
-    config = model._compile_config.config
-    judges = tree.flatten([config[name] for name in ("loss", "metrics", "weighted_metrics")])
-    return _goes_row_by_row(model) and all(map(_is_keras_own, judges))
-
-
-def _goes_row_by_row(operation: Any) -> bool:
-    if isinstance(operation, keras.Model):
-        is_plain = type(operation) in (keras.Sequential, Functional)
-        network: Any = operation._functional if isinstance(operation, keras.Sequential) else operation
-        return is_plain and all(map(_goes_row_by_row, network.operations))
-    functions = [getattr(operation, name, None) for name in ("activation", "activity_regularizer")]
-    return type(operation).__module__.startswith(ROW_BY_ROW) and all(map(_is_keras_own, functions))
-
-
-def _is_keras_own(part: Any) -> bool:
-    named = part if hasattr(part, "__name__") else type(part)
-    return part is None or isinstance(part, str) or named.__module__.startswith("keras.")
-
-
 def compile_marker(model: keras.Model) -> Any:
     """Returns an object that is a new one after each `model.compile`."""
     return model._loss_tracker

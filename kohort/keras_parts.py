@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 from keras import tree
+from keras.src.models.functional import Functional
 
 
 def trainability(model: keras.Model) -> list[bool]:
@@ -64,3 +65,56 @@ def set_metric_names(model: keras.Model, names: list[str]) -> None:
     """Names the metrics of a model that was built from the same configuration."""
     for metric, name in zip(model._compile_metrics.metrics if model._compile_metrics else [], names, strict=True):
         metric.name = name
+
+
+def flows(model: keras.Model) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Returns the layers and other operations of a built model in order, and which of them takes what which one gives.
+
+    The pairs count positions in the list; a subclassed model tells its layers, and nothing of what flows.
+    """
+    if isinstance(model, keras.Sequential) or not isinstance(model, Functional):
+        steps = list(model.layers)
+        return steps, [(i, i + 1) for i in range(len(steps) - 1)] if isinstance(model, keras.Sequential) else []
+    steps = list(model.operations)
+    nodes = [node for level in model._nodes_by_depth.values() for node in level]
+    pairs = {
+        (steps.index(parent.operation), steps.index(node.operation)) for node in nodes for parent in node.parent_nodes
+    }
+    return steps, sorted(pairs)
+
+
+# Where Keras keeps the layers that treat each row by itself, or (normalisation) take sums over the rows.
+ROW_BY_ROW = (
+    "keras.src.layers.activations.",
+    "keras.src.layers.convolutional.",
+    "keras.src.layers.core.dense",
+    "keras.src.layers.core.embedding",
+    "keras.src.layers.core.input_layer",
+    "keras.src.layers.normalization.batch_normalization",
+    "keras.src.layers.pooling.",
+    "keras.src.layers.reshaping.flatten",
+)
+
+
+def is_blind_to_row_order(model: keras.Model) -> bool:
+    """Says whether training on a batch gives the same, to rounding, whatever the order of its rows.
+
+    Known of parts of Keras's own that look at rows one by one and draw nothing at random; of all others it is not.
+    """
+    config = model._compile_config.config
+    judges = tree.flatten([config[name] for name in ("loss", "metrics", "weighted_metrics")])
+    return _goes_row_by_row(model) and all(map(_is_keras_own, judges))
+
+
+def _goes_row_by_row(operation: Any) -> bool:
+    if isinstance(operation, keras.Model):
+        is_plain = type(operation) in (keras.Sequential, Functional)
+        network: Any = operation._functional if isinstance(operation, keras.Sequential) else operation
+        return is_plain and all(map(_goes_row_by_row, network.operations))
+    functions = [getattr(operation, name, None) for name in ("activation", "activity_regularizer")]
+    return type(operation).__module__.startswith(ROW_BY_ROW) and all(map(_is_keras_own, functions))
+
+
+def _is_keras_own(part: Any) -> bool:
+    named = part if hasattr(part, "__name__") else type(part)
+    return part is None or isinstance(part, str) or named.__module__.startswith("keras.")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kohort import engine, keras_internals
+from kohort import engine, keras_internals, keras_parts
 from kohort.data import BatchOrder, Inputs, Recipe
 from kohort.engine import Pace, Schedule, State
 from kohort.epochs import validation_epochs
@@ -112,7 +112,7 @@ class Rounds:
         others = members.seeds[1:] if not first.is_plain else ()
         self.orders = [first, *(BatchOrder(data.training.rows, recipe, steps) for _ in others)]
         # To rounding, the order within a batch does not count: what it draws from the generators stays owed.
-        blind = not members.exact and keras_internals.is_blind_to_row_order(template.network)
+        blind = not members.exact and keras_parts.is_blind_to_row_order(template.network)
         self.is_order_seen = not (blind and first.is_one_batch)
         self.capacity = engine.capacity(first.row_bytes * len(members.blocks[0]) if self.is_order_seen else 0)
         self.program = template.programs.epochs(data.cut, data.validation_cut, self.capacity, members=not members.exact)

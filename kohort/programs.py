@@ -101,8 +101,8 @@ def local_programs_of(model: keras.Model) -> Programs:
 
 
 def _kept(model: keras.Model, kind: type) -> Any:
-    known = _programs.get(model)
-    if not isinstance(known, kind) or not known.is_of(model):
+    known: Any = _programs.get(model)
+    if type(known) is not kind or not known.is_of(model):
         known = _programs[model] = kind(model)
     return known
 

@@ -70,7 +70,8 @@ def test_a_private_part_is_what_it_was(part):
 
 def test_metrics_have_a_direction():
     directions = {"accuracy": "up", "auc": "up", "mean_squared_error": "down"}
-    metrics = [keras.metrics.BinaryAccuracy(name="accuracy"), keras.metrics.AUC(), keras.metrics.MeanSquaredError()]
+    metrics = [keras.metrics.BinaryAccuracy(name="accuracy"), keras.metrics.AUC(name="auc")]
+    metrics.append(keras.metrics.MeanSquaredError(name="mean_squared_error"))
     model = compiled(metrics=[*metrics, lambda y, p: keras.ops.mean(p)])
     internals.build_like(model, (X, Y))
 
@@ -206,6 +207,18 @@ def test_a_state_is_read_and_written():
     assert [len(values) for values in state] == [4, 1, 6, 4], SEEN  # a dropout's seed; iterations, rate, momenta; means
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(internals.read_state(model)), strict=True):
         np.testing.assert_array_equal(before + 1, after)
+
+
+def test_arrays_are_attached_as_they_are():
+    """Keras's `_direct_assign` puts an array into a variable, its `_value`, with no copy and no check."""
+    model = compiled()
+    model.fit(X, Y, verbose=0)
+    variables = internals.variables_of(model)
+    state = jax.tree.map(lambda a: a + 1, internals.values_of(variables))
+    internals.attach(variables, state)
+
+    assert all(v._value is a for part, arrays in zip(variables, state, strict=True) for v, a in zip(part, arrays)), SEEN
+    assert model.trainable_variables[0].value is state.trainable_variables[0]
 
 
 def test_steps_are_pure_and_those_of_keras():
@@ -424,43 +437,6 @@ def test_a_distribution(monkeypatch):
     monkeypatch.setattr(keras.distribution, "distribution", lambda: object())
 
     assert "`keras.distribution` is set" in internals.why_keras_must_run(compiled())
-
-
-@pytest.mark.parametrize(
-    ("layer", "is_blind"),
-    [
-        (lambda: layers.Dense(3, "relu"), True),
-        (lambda: layers.BatchNormalization(), True),
-        (lambda: keras.Sequential([layers.Dense(2), layers.ReLU()]), True),
-        (lambda: layers.Dense(3, activity_regularizer="l2"), True),
-        (lambda: layers.Dense(3, activation=lambda rows: rows[::-1]), False),
-        (lambda: layers.Dropout(0.5), False),
-        (lambda: layers.Lambda(lambda rows: rows[::-1]), False),
-        (lambda: types.new_class("Own", (layers.Dense,))(3), False),
-        (lambda: keras.Sequential([layers.Dense(2), layers.Dropout(0.5)]), False),
-        (lambda: types.new_class("Own", (keras.Sequential,))([layers.Dense(2)]), False),
-    ],
-)
-def test_who_sees_the_order_of_rows(layer, is_blind):
-    inputs = keras.Input((2,))
-    model = compiled(keras.Model(inputs, layers.Dense(1)(layer()(inputs))))
-
-    assert internals.is_blind_to_row_order(model) == is_blind
-    as_layers = keras.Sequential([inputs, layer(), layers.Dense(1)])  # whose operations stand in `_functional`
-    assert internals.is_blind_to_row_order(compiled(as_layers)) == is_blind
-
-
-def test_operations_and_losses_that_see_the_order_of_rows():
-    inputs = keras.Input((2,))
-    model = compiled(keras.Model(inputs, layers.Dense(1)(keras.ops.flip(inputs, axis=0))))
-    assert not internals.is_blind_to_row_order(model)
-
-    model = keras.Sequential([inputs, layers.Dense(1)])
-    model.compile(loss="mse", metrics=["accuracy", keras.metrics.AUC()])
-    assert internals.is_blind_to_row_order(model)
-    for own in {"loss": lambda y, out: out - out[::-1]}, {"loss": "mse", "metrics": [lambda y, out: out[0]]}:
-        model.compile(**own)
-        assert not internals.is_blind_to_row_order(model)
 
 
 def test_all_private_parts_are_tested():

@@ -23,6 +23,7 @@ PACKAGE = ROOT / "kohort"
 
 # A room imports only from the rooms before it; `__init__.py` and `__main__.py` may import from all of them.
 ROOMS = [
+    "notebook",
     "history",
     "rounding",
     "engine",
@@ -62,9 +63,32 @@ WITHOUT = {
     "engine": {"keras"},
     "generators": {"keras", "jax"},
     "history": {"keras", "jax"},
+    "notebook": {"keras", "jax", "matplotlib"},
     "wire": {"keras", "jax"},
     "blueprint": {"jax"},
     "remote": {"jax"},
+}
+# In a room of several files, a file imports only from those before it; its `__init__.py` from all of them.
+INSIDE = {
+    "plot": [
+        "style",
+        "plane",
+        "surface",
+        "sources",
+        "layers",
+        "mosaic",
+        "boundary",
+        "activations",
+        "hidden",
+        "blueprint",
+        "diagram",
+        "landscape",
+        "curves",
+        "solving",
+        "gallery",
+        "agreement",
+        "groups",
+    ],
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "shelve", "joblib"}
 MODULE_LINES = 500
@@ -140,13 +164,24 @@ def order_complaints(source, path):
         return []
     if room not in ROOMS:
         return [f"{named(path)} is no room: put it in ROOMS, in its place"]
-    allowed = {*ROOMS[: ROOMS.index(room)], *([room] if len(inside) > 1 else [])}
+    before = siblings_before(room, inside[1]) if len(inside) > 1 else []
+    if before is None:
+        return [f"{named(path)} has no place in its room: put it in INSIDE[{room!r}]"]
     complaints = []
     for line, name in imported(ast.parse(source), path):
-        library, _, target = name.partition(".")
-        if library == "kohort" and target.split(".")[0] not in allowed:
-            complaints.append(f"line {line}: {room} imports {name}")
+        library, target, sibling = (*name.split("."), "", "")[:3]
+        if library != "kohort" or target in ROOMS[: ROOMS.index(room)] or (target == room and sibling in before):
+            continue
+        complaints.append(f"line {line}: {'.'.join(inside)} imports {name}")
     return complaints
+
+
+def siblings_before(room, name):
+    """Returns the files of a room that the one of this name may import from, or None if it has no place there."""
+    files = INSIDE.get(room, [])
+    if name == "__init__":
+        return files
+    return files[: files.index(name)] if name in files else None
 
 
 def foreign_complaints(source, path):
@@ -255,7 +290,7 @@ def documented():
             yield from (
                 (f"{thing.__name__}.{inner}", value)
                 for inner in getattr(thing, "__all__", vars(thing))
-                if getattr(value := getattr(thing, inner), "__module__", "") == thing.__name__
+                if f"{getattr(value := getattr(thing, inner), '__module__', '')}.".startswith(f"{thing.__name__}.")
                 and not inner.startswith("_")
             )
         elif callable(thing):
@@ -304,12 +339,17 @@ def test_all_is_sorted_and_is_what_is_public():
     assert list(kohort.__all__) == sorted(kohort.__all__)
     hooks = {"load_ipython_extension", "unload_ipython_extension"}  # IPython calls them, nobody else
     assert public == public_names((PACKAGE / "__init__.py").read_text()) - hooks
+    for room in INSIDE:
+        source = (PACKAGE / room / "__init__.py").read_text()
+        room_names = getattr(kohort, room).__all__
+        assert list(room_names) == sorted(room_names)
+        assert set(room_names) == public_names(source)
 
 
 def test_every_public_name_has_an_example():
     things = dict(documented())
 
-    assert {"kohort.fit", "kohort.Cohort"} <= things.keys()
+    assert {"kohort.fit", "kohort.Cohort", "kohort.data.xor", "kohort.plot.wall", "kohort.plot.Wall"} <= things.keys()
     assert [each for thing in things.items() for each in docstring_complaints(*thing)] == []
 
 
@@ -390,12 +430,19 @@ def test_a_right_import_is_left_alone(source):
 
 
 def test_rooms_of_more_than_one_file():
-    server = PACKAGE / "lab" / "server.py"
+    plane, init = PACKAGE / "plot" / "plane.py", PACKAGE / "plot" / "__init__.py"
 
-    assert order_complaints("from . import page\nfrom .page import draw", server) == []
-    assert order_complaints("from ..plot import wall\nfrom .. import study", server) == []
-    assert len(order_complaints("from .. import cli", server)) == 1
-    assert len(order_complaints("from ..cli import main", server)) == 1
+    assert order_complaints("from . import style\nfrom .style import require", plane) == []
+    assert order_complaints("from ..data import xor\nfrom .. import study", plane) == []
+    assert order_complaints("from kohort.plot.groups import minima", init) == []
+    assert len(order_complaints("from .. import cli", plane)) == 1
+    assert len(order_complaints("from ..cli import main", plane)) == 1
+    assert len(order_complaints("from .surface import Surface", plane)) == 1
+    assert len(order_complaints("from kohort.plot.plane import cut", plane)) == 1
+    assert len(order_complaints("from kohort.plot import wall", plane)) == 1
+    assert len(order_complaints("from kohort import plot", plane)) == 1
+    assert len(order_complaints("", PACKAGE / "plot" / "helpers.py")) == 1
+    assert len(order_complaints("", PACKAGE / "lab" / "server.py")) == 1
 
 
 def test_a_module_without_a_room_is_noticed():

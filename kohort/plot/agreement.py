@@ -1,0 +1,158 @@
+"""How far members agree: at each point the share of them that say one class.
+
+In come a trained cohort and samples; out comes a record of shares over a plane. The room exists because the spread of
+a thousand boundaries is the uncertainty that one boundary hides.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from kohort.plot.plane import cut
+from kohort.plot.sources import answers_of_members, check_cohort, chosen, features_of_members
+from kohort.plot.style import BAND, between_classes, check_axes, on_axes, require
+from kohort.plot.surface import Surface, meaning
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Spread(Surface):
+    """The share of members that say a class, over a plane; `spread` computes it.
+
+    Example:
+        >>> import numpy as np, kohort
+        >>> xx0, xx1 = np.meshgrid([0.0, 1.0], [0.0, 1.0])
+        >>> kohort.plot.Spread(xx0=xx0, xx1=xx1, share=xx0, members=10).plot().ax_.get_xlabel()
+        'x[:, 0]'
+    """
+
+    share: np.ndarray  # of the members, which say `label` at each grid point, (grid, grid)
+    label: Any = 1  # the class they say
+    members: int  # that are counted
+    diverged: int = 0  # that are not, as their answers are not finite
+    ax_: Any = field(default=None, init=False)  # once drawn
+
+    def plot(self, ax: Any = None) -> "Spread":
+        """Draws the record on `ax`, or in a figure made here, and returns it."""
+        self.ax_ = on_axes(ax, (6.4, 4.6))
+        self.figure_ = self.ax_.figure
+        colours = {"levels": np.linspace(0, 1, 11), "cmap": between_classes(), "zorder": 0}
+        region = self.ax_.contourf(self.xx0, self.xx1, self.share, **colours)
+        inside = [level for level in BAND if self.share.min() < level < self.share.max()]
+        looks = [self._line(level) for level in inside]
+        if inside:
+            style = {"colors": rcParams["text.color"], "linewidths": [look["linewidth"] for look in looks]}
+            dashes = [look["linestyle"] for look in looks]
+            self.ax_.contour(self.xx0, self.xx1, self.share, levels=inside, linestyles=dashes, **style)
+        if self.x is not None:
+            self.draw_samples(self.ax_, self.x, 6.0)
+        self.name_axes(self.ax_)
+        if ax is None:
+            self._explain(region)
+        return self
+
+    @staticmethod
+    def _line(level: float) -> dict:
+        is_median = level == BAND[1]
+        return {"linestyle": "-" if is_median else "--", "linewidth": 2.0 if is_median else 1.0}
+
+    def _explain(self, region: Any) -> None:
+        """Adds a bar for the shares and a legend for lines and markers."""
+        bar = self.figure_.colorbar(region, ax=self.ax_, format=PercentFormatter(1), ticks=np.linspace(0, 1, 6))
+        bar.set_label(f"members that say class {self.label:g}")
+        lines = {"half of the members": BAND[1], "10 % and 90 %": BAND[0]}
+        handles = [
+            Line2D([], [], color=rcParams["text.color"], label=name, **self._line(at)) for name, at in lines.items()
+        ]
+        if self.labels is not None:
+            handles += [Line2D([], [], **look) for look in self.looks()]
+        left_out = f", without {self.diverged} diverged" if self.diverged else ""
+        title = f"{self.members} members{left_out}"
+        self.figure_.legend(handles=handles, title=title, loc="outside upper center", ncols=2, frameon=False)
+
+
+def spread(
+    cohort: Any,
+    x: Any = None,
+    y: Any = None,
+    *,
+    label: Any = None,
+    xlim: Any = None,
+    ylim: Any = None,
+    features: Any = None,
+    fixed: Any = None,
+    projection: Any = None,
+    members: int | Iterable[int] | None = None,
+    grid_resolution: int = 100,
+    threshold: float | int | None = None,
+    ax: Any = None,
+) -> Spread:
+    """Computes and draws at each point the share of members that say class 1.
+
+    The solid line is the median boundary: on one side of it more than half of the members say the class, on the other
+    fewer. Between the dashed lines, where 10 % and 90 % of them say it, the start of the training decides.
+
+    Args:
+        cohort: A trained `kohort.Cohort` of classifiers.
+        x: Samples, as for `decision_boundary`.
+        y: Their classes, likewise.
+        label: The class whose share is shown. Default: the second one, of 0 and 1 the 1.
+        xlim: Limits of the first axis, likewise.
+        ylim: Limits of the second axis, likewise.
+        features: Of more than two features the two to draw, likewise.
+        fixed: Where the others are held, likewise.
+        projection: Instead of these, a projection onto two components, likewise.
+        members: How many members to count at most, the first ones; or their seeds. Default: all.
+        grid_resolution: Grid points along each axis, at least 2.
+        threshold: As for `decision_boundary`.
+        ax: Matplotlib axes to draw on; None makes a figure.
+
+    Returns:
+        The record, drawn: `xx0`, `xx1`, `points`, `share` and so on. Members whose answers are not finite say nothing:
+        they are not counted, and `diverged` tells how many they are.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it must be, or all members diverged.
+
+    Example:
+        >>> import keras, kohort
+        >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer="sgd", loss="mse")
+        >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()
+        >>> history = cohort.fit(x, y, epochs=1, verbose=0)
+        >>> share = kohort.plot.spread(cohort, x, y, grid_resolution=10).share
+        >>> share.shape, bool((share * 5 % 1 == 0).all())
+        ((10, 10), True)
+
+    Source:
+        The vote of an ensemble, as in Breiman, Bagging predictors (1996), of networks that differ in their seed.
+    """
+    check_axes(ax)
+    check_cohort(cohort)
+    among = chosen(cohort, len(cohort.seeds) if members is None else members)
+    n = features_of_members(cohort, x, features, fixed)
+    plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
+    responses = answers_of_members(cohort, plane)[among]
+    means = meaning(responses, responses.shape[3:], y, threshold, regression=False)
+    classes = means["classes"]
+    label = classes[1] if label is None else label
+    named = ", ".join(f"{name:g}" for name in classes)
+    require(label in classes, "label", f"one of the classes {named}", label, "Pass one of them.")
+    finite = np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))
+    step_back = "Train with a smaller learning rate."
+    require(finite.any(), "cohort", "one of which at least one member gives finite answers", cohort, step_back)
+    share = _says(responses[finite], classes.index(label), means["threshold"]).mean(axis=0)
+    counts: dict[str, Any] = {"members": int(finite.sum()), "diverged": int((~finite).sum())}
+    return Spread(**plane, **means, **counts, share=share, label=label).plot(ax)
+
+
+def _says(responses: np.ndarray, label: int, threshold: float) -> np.ndarray:
+    """Says which members answer the class at which points, (member, grid, grid)."""
+    if responses.ndim == 4:
+        return responses.argmax(axis=3) == label
+    is_second = responses > threshold
+    return is_second if label else ~is_second

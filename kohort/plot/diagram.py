@@ -1,0 +1,277 @@
+"""The diagram of a network of dense layers: its units, weights and biases, and what each unit does.
+
+In comes a Keras model; out comes a record of weights, biases and activation maps. The room exists because nine
+parameters can be seen at one glance, and no graph of boxes shows them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+
+from kohort.plot.activations import draw_activation, ends_of
+from kohort.plot.blueprint import LayerDiagram, layers_of
+from kohort.plot.layers import answers_of, check_model
+from kohort.plot.plane import Plane, cut
+from kohort.plot.style import COLOURS, check_axes, halo, on_axes
+
+MOST_UNITS, MOST_LAYERS = 16, 8  # beyond them a network is drawn as layers
+STEP = 1.9  # inches between layers
+NUMBERED = 8  # weights between two layers that are written out
+# Layers that do something to each unit by itself: their units are those of the dense layer before.
+UNITWISE = (
+    keras.layers.Activation,
+    keras.layers.Dropout,
+    keras.layers.ELU,
+    keras.layers.GaussianNoise,
+    keras.layers.LeakyReLU,
+    keras.layers.PReLU,
+    keras.layers.ReLU,
+)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class NetworkDiagram:
+    """Units, weights, biases and activation maps of dense layers; `network` computes it.
+
+    Example:
+        >>> import numpy as np, kohort
+        >>> parts = {"weights": [np.ones((2, 1))], "biases": [np.zeros(1)], "captions": ["input", "dense"]}
+        >>> len(kohort.plot.NetworkDiagram(**parts).plot().units_)
+        3
+    """
+
+    weights: list  # of each layer, (unit before, unit)
+    biases: list  # of each layer, (unit,)
+    captions: list  # above each column, the inputs first
+    names: tuple = ()  # of the inputs
+    plane: Plane | None = None  # over which the maps are, for two inputs
+    maps: list = field(default_factory=list)  # activations of each column, the inputs first, (unit, grid, grid)
+    sums: list = field(default_factory=list)  # of each layer what its activation is applied to, likewise
+    units_: list = field(default_factory=list, init=False)  # once drawn, the circles
+    ax_: Any = field(default=None, init=False)  # once drawn
+    figure_: Any = field(default=None, init=False)  # once drawn
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many units each column has, the inputs first."""
+        return [len(self.weights[0]), *(kernel.shape[1] for kernel in self.weights)]
+
+    @property
+    def height(self) -> float:
+        """Inches that the columns take."""
+        most = max(self.sizes)
+        return max(2.6, most * 0.95) if most <= 7 else min(8.5, 6.65 + 0.3 * (most - 7))
+
+    def plot(self, ax: Any = None) -> "NetworkDiagram":
+        """Draws the record on `ax`, or in a figure made here, and returns it."""
+        width, height = 2.4 + STEP * len(self.weights), self.height + 1.7
+        self.ax_ = on_axes(ax, (max(width, 5.4), height))
+        self.figure_ = self.ax_.figure
+        self.ax_.set(xlim=(-1.2, width - 1.2), ylim=(-1.05, self.height + 0.65), aspect="equal")
+        self.ax_.set_axis_off()
+        inches = self.ax_.get_window_extent().size / self.figure_.dpi
+        small = 7.5 * min(1.0, *(1.15 * inches / [width, height])) if ax is not None else 7.5
+        radius = min(0.36, 0.4 * self.height / max(self.sizes))
+        self.units_ = []
+        for column in range(len(self.sizes)):
+            if column:
+                self._draw_weights(column, radius, small)
+            self._draw_units(column, radius, small)
+            place = column * STEP, self.height + 0.12
+            self.ax_.text(*place, self.captions[column], ha="center", va="bottom", fontsize=small + 1)
+        self._explain(small)
+        return self
+
+    def _places(self, column: int) -> np.ndarray:
+        """Returns the centres of a column's units, from top to bottom, (unit, 2)."""
+        n = self.sizes[column]
+        return np.column_stack((np.full(n, column * STEP), self.height * (1 - (np.arange(n) + 0.5) / n)))
+
+    def _draw_weights(self, column: int, radius: float, small: float) -> None:
+        kernel, largest = self.weights[column - 1], max(np.abs(w).max(initial=0) for w in self.weights)
+        before, after = self._places(column - 1), self._places(column)
+        lines = [[a, b] for a in before for b in after]
+        for is_negative in (False, True):
+            own = np.flatnonzero((kernel.ravel() < 0) == is_negative)
+            widths = 0.3 + 4 * np.abs(kernel.ravel()[own]) / (largest or 1)
+            style = {"color": COLOURS[int(is_negative)], "linestyles": _dash(is_negative), "zorder": 1}
+            self.ax_.add_collection(LineCollection([lines[i] for i in own], linewidths=widths, **style))
+        places = _apart(np.array(lines)) if kernel.size <= NUMBERED and np.isfinite(kernel).all() else None
+        if places is not None:
+            style = {"ha": "center", "va": "center", "fontsize": small, "path_effects": halo(), "zorder": 5}
+            for (x, y), weight in zip(places, kernel.ravel(), strict=True):
+                self.ax_.text(x, y, _signed(weight), **style)
+
+    def _draw_units(self, column: int, radius: float, small: float) -> None:
+        places, is_input = self._places(column), column == 0
+        biases = np.zeros(len(places)) if is_input else self.biases[column - 1]
+        largest = max((np.abs(b).max(initial=0) for b in self.biases), default=0)
+        maps = self.maps[column] if self.maps else None
+        for i, (x, y) in enumerate(places):
+            edge = 1.0 if is_input else 0.8 + 2.2 * abs(biases[i]) / (largest or 1)
+            ring = {"edgecolor": rcParams["text.color"], "linestyle": _dash(biases[i] < 0), "linewidth": edge}
+            circle = Circle((x, y), radius, facecolor=rcParams["axes.facecolor"], zorder=3)
+            self.ax_.add_patch(circle)
+            if maps is not None:
+                ends = ends_of(maps[i] if is_input else maps)  # each input has a range of its own
+                sums = None if is_input else self.sums[column - 1][i]
+                self._draw_map(circle, maps[i], ends, sums)
+            self.ax_.add_patch(Circle((x, y), radius, fill=False, zorder=4, **ring))
+            self.units_.append(circle)
+            if is_input and self.names:
+                self.ax_.text(x - radius - 0.08, y, self.names[i], ha="right", va="center", fontsize=small)
+            elif not is_input and self.height / len(places) > 0.8:
+                self.ax_.text(
+                    x,
+                    y - radius - 0.06,
+                    _signed(biases[i]),
+                    ha="center",
+                    va="top",
+                    fontsize=small,
+                    zorder=5,
+                    path_effects=halo(),
+                )
+
+    def _draw_map(self, circle: Circle, values: np.ndarray, ends: tuple[float, float], sums: np.ndarray | None) -> None:
+        """Draws the activation inside the circle, and the line where the unit's sum is zero."""
+        (x, y), r = circle.center, circle.radius
+        xx0, xx1 = np.meshgrid(np.linspace(x - r, x + r, values.shape[1]), np.linspace(y - r, y + r, values.shape[0]))
+        held = self.ax_.get_xlim(), self.ax_.get_ylim()
+        image = draw_activation(self.ax_, Plane(xx0=xx0, xx1=xx1), values, ends, lines=False)
+        image.set(clip_path=circle, zorder=3)
+        if sums is not None and sums.min() < 0 < sums.max():
+            style = {"levels": [0], "colors": "white", "linewidths": 1.2, "zorder": 3.5}
+            line = self.ax_.contour(xx0, xx1, sums, **style)
+            line.set(clip_path=circle, path_effects=None)
+        self.ax_.set(xlim=held[0], ylim=held[1], aspect="equal")
+
+    def _explain(self, small: float) -> None:
+        """Says what widths, dashes and colours mean."""
+        style = [{"color": COLOURS[k], "linestyle": _dash(bool(k)), "linewidth": 2} for k in (0, 1)]
+        handles = [Line2D([], [], **look) for look in style]
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.0), "ncols": 2, "frameon": False, "fontsize": small}
+        self.ax_.legend(handles, ["positive weight or bias", "negative: dashed"], **place, handlelength=3.5)
+        largest = max(np.abs(w).max(initial=0) for w in self.weights)
+        text = f"the widest line is a weight of {largest:.3g}; the ring and the number below a unit: its bias"
+        if self.plane is not None:
+            (a, b), (c, d) = self.plane.limits.values()
+            text += (
+                f"\nin each unit: its activation for inputs from ({a:.3g}, {c:.3g}) to ({b:.3g}, {d:.3g}), light: high;"
+            )
+            text += "\nwhite line: where its weighted sum is 0"
+        middle = 0.5 * sum(self.ax_.get_xlim())
+        self.ax_.text(middle, -0.15, text, ha="center", va="top", fontsize=small, linespacing=1.3)
+
+
+def _apart(lines: np.ndarray) -> np.ndarray | None:
+    """Returns a place for a number on each of the lines (line, end, 2), at the part of them where they are most apart.
+
+    None, where the numbers would still touch.
+    """
+    parts = [lines[:, 0] + part * (lines[:, 1] - lines[:, 0]) for part in np.linspace(0.32, 0.68, 10)]
+    gaps = [np.diff(np.sort(places[:, 1])).min(initial=np.inf) for places in parts]
+    return parts[int(np.argmax(gaps))] if max(gaps) > 0.17 else None
+
+
+def _dash(is_negative: Any) -> Any:
+    return (0, (2.2, 1.1)) if is_negative else "-"
+
+
+def _signed(number: Any) -> str:
+    return f"{number:+.2g}".replace("-", "−")
+
+
+def network(
+    model: Any,
+    x: Any = None,
+    *,
+    xlim: Any = None,
+    ylim: Any = None,
+    grid_resolution: int = 50,
+    ax: Any = None,
+) -> "NetworkDiagram | LayerDiagram":
+    """Computes and draws the diagram of a network: units, weights and biases, or its layers.
+
+    A network of dense layers of at most 16 units is drawn unit by unit: lines are weights, wide for large ones and
+    dashed for negative ones; rings are biases likewise. With two inputs each unit shows its own activation over the
+    plane of the inputs, and the line where its weighted sum is zero. Any other network is drawn layer by layer, with
+    what each gives and how many parameters it has.
+
+    Args:
+        model: A built sequential or functional Keras model.
+        x: Samples, whose limits are those of the activation maps.
+        xlim: Limits of the first input. Default: those of `x`, and a quarter more on each side; without `x` -1 to 1.
+        ylim: Limits of the second input, likewise.
+        grid_resolution: Grid points of the maps along each input, at least 2.
+        ax: Matplotlib axes to draw on; None makes a figure.
+
+    Returns:
+        The record, drawn: a `NetworkDiagram`, or a `LayerDiagram`.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it must be.
+
+    Example:
+        >>> import keras, kohort
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "relu"), keras.layers.Dense(1)])
+        >>> diagram = kohort.plot.network(model)
+        >>> diagram.sizes, [maps.shape for maps in diagram.maps]
+        ([2, 3, 1], [(2, 50, 50), (3, 50, 50), (1, 50, 50)])
+
+    Source:
+        The diagram of TensorFlow Playground (Smilkov and Carter, 2016), with signs as dashes.
+    """
+    check_axes(ax)
+    columns = _dense_columns(model)
+    if columns is None:
+        return layers_of(model).plot(ax)
+    dense = [column[0] for column in columns]
+    weights = [np.asarray(layer.kernel) for layer in dense]
+    biases = [np.asarray(layer.bias) if layer.use_bias else np.zeros(layer.units) for layer in dense]
+    captions = ["input", *(_caption(column) for column in columns)]
+    n = len(weights[0])
+    names = tuple(map(str, getattr(x, "columns", [f"x[:, {i}]" for i in range(n)])))
+    record = NetworkDiagram(weights=weights, biases=biases, captions=captions, names=names)
+    if n == 2:
+        default = (-1.0, 1.0) if x is None else None
+        plane = cut(2, x, None, xlim or default, ylim or default, grid_resolution)
+        record.plane, shape = Plane(**plane), plane["xx0"].shape
+        answers = [plane["points"], *answers_of(model, [column[-1] for column in columns], plane["points"])]
+        sums = [answers[i] @ weights[i] + biases[i] for i in range(len(dense))]
+        record.maps, record.sums = ([each.T.reshape(-1, *shape) for each in these] for these in (answers, sums))
+    return record.plot(ax)
+
+
+def _dense_columns(model: Any) -> list[list] | None:
+    """Returns the dense layers in order, each with those that act on its units, or None for another network."""
+    if isinstance(model, keras.Model) and len(getattr(model, "inputs", None) or ()) != 1:
+        return None
+    check_model(model)
+    columns, flow = [], model.inputs[0]
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        is_next = isinstance(model, keras.Sequential) or layer.input is flow
+        is_dense = type(layer) is keras.layers.Dense
+        if not is_next or not (is_dense or (columns and isinstance(layer, UNITWISE))):
+            return None
+        flow = layer.output
+        columns.append([layer]) if is_dense else columns[-1].append(layer)
+    sizes = [model.inputs[0].shape[-1] or 0, *(column[0].units for column in columns)]
+    is_readable = len(model.inputs[0].shape) == 2 and max(sizes) <= MOST_UNITS and 0 < len(columns) <= MOST_LAYERS
+    return columns if is_readable else None
+
+
+def _caption(column: list) -> str:
+    """Names a column of units: its dense layer, and what is applied to its sums."""
+    first, *others = column
+    applied = [getattr(first.activation, "__name__", type(first.activation).__name__)]
+    applied += [getattr(getattr(each, "activation", None), "__name__", each.name) for each in others]
+    named = [each for each in applied if each != "linear"] or ["linear"]
+    return "\n".join(text if len(text) <= 16 else text[:15] + "…" for text in (first.name, ", ".join(named)))

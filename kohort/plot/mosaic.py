@@ -1,0 +1,83 @@
+"""Many small axes in one figure, or in the place of one axes.
+
+In come a number of cells and, if wanted, axes of the caller's; out go the cells, placed by hand, because shared axes
+and a layout engine take seconds for 64 of them. The room exists so that all pictures of many look alike.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from kohort.plot.style import check_axes
+
+GAP, TITLE = 0.06, 0.22  # inches between cells, and above each of them
+LEFT, BOTTOM = 0.42, 0.45  # inches for the labels
+
+
+@dataclass(kw_only=True)
+class Mosaic:
+    """Where the cells of a picture stand: `host` is the axes that holds them all, in inches (`size`)."""
+
+    host: Axes
+    size: np.ndarray
+    cell: float  # side of a cell
+    top: float  # above the cells
+    axes: list = field(default_factory=list)
+
+    @property
+    def font(self) -> float:
+        """The size of the letters above a cell, in points."""
+        return min(10.0, max(4.0, 5 * self.cell))
+
+    def write(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Writes a line so many inches from the left and from the top."""
+        place = left / self.size[0], 1 - top / self.size[1]
+        self.host.text(*place, text, va="top", transform=self.host.transAxes, **style)
+
+    def at(self, left: float, top: float) -> tuple[float, float]:
+        """Returns a place, so many inches from the left and from the top, as a part of the figure."""
+        box = self.host.get_position()
+        return box.x0 + box.width * left / self.size[0], box.y1 - box.height * top / self.size[1]
+
+    def label(self, names: tuple, limits: dict) -> None:
+        """Names both axes of all cells, with their ends."""
+        texts = [f"{name}, {low:.3g} to {high:.3g}" for name, (low, high) in zip(names, limits.values(), strict=True)]
+        middle = 0.5 * (1 + LEFT / self.size[0]), 0.5 * (1 + (BOTTOM - self.top) / self.size[1])
+        style = {"transform": self.host.transAxes, "fontsize": 9}
+        self.host.text(middle[0], 0.1 / self.size[1], texts[0], ha="center", va="bottom", **style)
+        self.host.text(0.08 / self.size[0], middle[1], texts[1], ha="left", va="center", rotation=90, **style)
+
+
+def mosaic(ax: Any, count: int, columns: int, top: float, lines: int = 1, right: float = 0.0) -> Mosaic:
+    """Places `count` cells in rows, with room for a title of so many lines above each.
+
+    Args:
+        ax: The axes whose place they take, or None for a new figure.
+        count: How many.
+        columns: How many in a row.
+        top: Inches above all cells, for a title and a legend.
+        lines: Lines of text above each cell.
+        right: Inches at the right of them, for a colour bar.
+    """
+    check_axes(ax)
+    columns, title = min(columns, count), TITLE + 0.15 * (lines - 1)
+    rows = math.ceil(count / columns)
+    if ax is None:
+        cell = min(3.0, max(1.3, 11 / columns))
+        size = np.array([max(4.2, LEFT + columns * (cell + GAP) + right), top + BOTTOM + rows * (cell + title)])
+        host = plt.figure(figsize=tuple(size)).add_axes((0, 0, 1, 1))
+    else:
+        host, size = ax, ax.get_window_extent().size / ax.figure.dpi
+        across = (size[0] - LEFT - right) / columns - GAP
+        cell = max(0.1, min(across, (size[1] - top - BOTTOM) / rows - title))
+    host.set_axis_off()
+    placed = Mosaic(host=host, size=size, cell=cell, top=top)
+    for i in range(count):
+        row, column = divmod(i, columns)
+        corner = [LEFT + column * (cell + GAP), size[1] - top - (row + 1) * (cell + title)]
+        placed.axes.append(host.inset_axes((*(corner / size), *(cell / size)), xticks=[], yticks=[]))
+    return placed

@@ -1,0 +1,144 @@
+"""How long it takes until a problem is solved: the share of members that are not there yet, by epoch.
+
+In come a trained cohort and a bound; out comes a record of a survival curve with its band. The room exists because
+"stuck" and "slow" look alike in a success rate, and differ here: a curve that still falls, or one that does not.
+"""
+
+import numbers
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from kohort.plot.sources import check_cohort, criterion, logs_of, names_of_outcomes
+from kohort.plot.style import COLOURS, check_axes, on_axes, require
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Survival:
+    """The share of members that have not solved a problem yet, by epoch; `survival` computes it.
+
+    Example:
+        >>> import numpy as np, kohort
+        >>> row = {"epochs": np.arange(2), "share": np.ones(2), "low": np.ones(2), "high": np.ones(2)}
+        >>> kohort.plot.Survival(**row, first=np.full(3, np.nan), criterion="loss ≤ 1").plot().ax_.get_xlabel()
+        'epoch'
+    """
+
+    epochs: np.ndarray  # from the one before the first, (epoch,)
+    share: np.ndarray  # of the members, not solved by the end of the epoch, (epoch,)
+    low: np.ndarray  # lower end of its interval, likewise
+    high: np.ndarray  # upper end
+    first: np.ndarray  # the first epoch, counted from 1, in which each member met the criterion, NaN: none; (member,)
+    criterion: str  # in words
+    confidence: float = 0.95
+    stopped: int = 0  # members that stopped early, unsolved: censored then
+    diverged: int = 0  # members that diverged, unsolved: never solved
+    ax_: Any = field(default=None, init=False)  # once drawn
+    figure_: Any = field(default=None, init=False)  # once drawn
+
+    def plot(self, ax: Any = None) -> "Survival":
+        """Draws the record on `ax`, or in a figure made here, and returns it."""
+        self.ax_ = on_axes(ax, (6.4, 4.4))
+        self.figure_ = self.ax_.figure
+        band = {"step": "post", "color": COLOURS[0], "alpha": 0.3, "linewidth": 0}
+        label = f"{100 * self.confidence:g} % interval"
+        self.ax_.fill_between(self.epochs, self.low, self.high, label=label, **band)
+        solved = int(np.isfinite(self.first).sum())
+        label = f"{len(self.first)} members, {solved} solved"
+        self.ax_.step(self.epochs, self.share, where="post", color=COLOURS[0], label=label)
+        for count, said in ((self.diverged, "diverged: never solved"), (self.stopped, "stopped early: censored")):
+            if count:
+                self.ax_.plot([], [], linestyle="none", label=f"{count} {said}")
+        self.ax_.set(xlabel="epoch", ylabel="members not solved yet", ylim=(-0.02, 1.02))
+        self.ax_.set_title(f"solved: {self.criterion}", fontsize="medium")
+        self.ax_.yaxis.set_major_formatter(PercentFormatter(1))
+        self.ax_.locator_params(axis="x", integer=True)
+        if ax is None:
+            self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
+        return self
+
+
+def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds: float | int) -> Survival:
+    """Computes and draws the share of members that have not solved the problem yet, by epoch.
+
+    A member solves it in the first epoch in which all bounds hold. One that was stopped early without is censored
+    there: nobody knows what it would have done. One that diverged never solves it, and counts to the end.
+
+    Args:
+        cohort: A trained `kohort.Cohort`.
+        confidence: Confidence level of the band, between 0 and 1.
+        ax: Matplotlib axes to draw on; None makes a figure.
+        **bounds: Metric name to its bound: losses at most, accuracies at least; such as `loss=0.01`.
+
+    Returns:
+        The record, drawn: `epochs`, `share`, `low`, `high`, `first` and so on.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it must be.
+
+    Example:
+        >>> import keras, kohort
+        >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer="sgd", loss="mse")
+        >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()
+        >>> history = cohort.fit(x, y, epochs=3, verbose=0)
+        >>> kohort.plot.survival(cohort, loss=0.01).share.tolist()
+        [1.0, 1.0, 1.0, 1.0]
+
+    Source:
+        Kaplan and Meier (1958), by `scipy.stats.ecdf`; the band is its exponential Greenwood interval, and where that
+        is undefined (nobody or everybody solved) the point itself, or down to 0.
+    """
+    check_axes(ax)
+    check_cohort(cohort)
+    is_level = isinstance(confidence, numbers.Real) and 0 < confidence < 1
+    require(is_level, "confidence", "between 0 and 1", confidence, "Pass for example 0.95.")
+    step = "Write for example `survival(cohort, loss=0.01)`."
+    require(bounds, "bounds", "at least one metric with its bound", bounds, step)
+    directions = {name: cohort.direction(name) for name in bounds}
+    met = np.logical_and.reduce([_met(cohort, name, bound, directions[name]) for name, bound in bounds.items()])
+    logs = cohort.history
+    epochs = 1 + np.asarray(logs.epoch)
+    first = np.where(met.any(axis=1), epochs[met.argmax(axis=1)], np.nan)
+    outcomes = names_of_outcomes(logs)
+    is_unsolved, outcomes = np.isnan(first), np.full(len(first), "") if outcomes is None else outcomes
+    is_stopped, is_diverged = (is_unsolved & (outcomes == name) for name in ("STOPPED_EARLY", "DIVERGED"))
+    censored = np.where(is_stopped, _last(epochs, logs[next(iter(bounds))]), epochs[-1])[is_unsolved]
+    curve = _curve(first[~is_unsolved], censored, np.append(epochs[0] - 1, epochs), float(confidence))
+    counts: dict[str, Any] = {"stopped": int(is_stopped.sum()), "diverged": int(is_diverged.sum())}
+    said = criterion(bounds, directions)
+    return Survival(**curve, **counts, first=first, criterion=said, confidence=float(confidence)).plot(ax)
+
+
+def _met(cohort: Any, name: str, bound: Any, direction: str | None) -> np.ndarray:
+    """Says in which epochs which members keep a bound, (member, epoch); NaN keeps none."""
+    values = logs_of(cohort, name, name)[name]
+    is_bound = isinstance(bound, numbers.Real) and not np.isnan(float(bound))
+    require(is_bound, name, "the bound that its value must reach, a number", bound, "Pass for example 0.01.")
+    is_directed = direction in ("up", "down") and values.ndim == 2
+    step = "Take one that does, such as the loss."
+    require(is_directed, name, "a metric that says whether more is better", bound, step)
+    return values >= bound if direction == "up" else values <= bound
+
+
+def _last(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns the last epoch in which each member has a value."""
+    return epochs[values.shape[1] - 1 - np.isfinite(values)[:, ::-1].argmax(axis=1)]
+
+
+def _curve(solved: np.ndarray, censored: np.ndarray, epochs: np.ndarray, confidence: float) -> dict:
+    """Returns the survival curve at the epochs, with its interval."""
+    from scipy.stats import CensoredData, ecdf
+
+    survivors = ecdf(CensoredData(uncensored=solved, right=censored)).sf
+    share = np.asarray(survivors.evaluate(epochs), float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # undefined where all or none survive: filled below
+        interval = survivors.confidence_interval(confidence, method="log-log")
+    low, high = (np.asarray(end.evaluate(epochs), float) for end in (interval.low, interval.high))
+    low = np.where(np.isnan(low), np.where(share == 1, 1, 0), low)
+    high = np.where(share == 1, 1, np.fmin.accumulate(np.where(np.isnan(high) & (share == 1), 1, high)))
+    return {"epochs": epochs, "share": share, "low": low, "high": high}

@@ -1,0 +1,71 @@
+"""Where pictures of many come from: the members of a cohort, and the metrics of a history.
+
+In comes what a user passes; out come positions of members, their answers and their logs. The room exists so that every
+picture of many chooses members, and refuses what is no cohort, in the same way.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from kohort.history import solved
+from kohort.plot.plane import features_of
+from kohort.plot.style import require
+from kohort.plot.surface import answers
+
+ROWS_AT_ONCE = 500  # grid points that each member answers in one step: small pieces stay in the processor's cache
+
+
+def check_cohort(cohort: Any) -> None:
+    """Raises unless this is a cohort."""
+    is_cohort = hasattr(cohort, "seeds") and hasattr(cohort, "predict")
+    require(is_cohort, "cohort", "a `kohort.Cohort`", cohort, "Draw one model with `decision_boundary`.", TypeError)
+
+
+def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
+    """Returns the positions in the cohort of the members to show: the first ones, or those of the seeds."""
+    check_cohort(cohort)
+    seeds = list(cohort.seeds)
+    wanted = seeds[: max(members, 0)] if isinstance(members, int | np.integer) else list(members)
+    shown = ", ".join(map(str, seeds[:6])) + (", ..." if len(seeds) > 6 else "")
+    accepted = f"a number of at least 1, or seeds among {shown}"
+    require(wanted and set(wanted) <= set(seeds), "members", accepted, members, "Pass for example 64.")
+    return np.array([seeds.index(seed) for seed in wanted])
+
+
+def features_of_members(cohort: Any, x: Any, features: Any, fixed: Any) -> int:
+    """Returns how many features the members take: what the samples have, or a member says."""
+    is_asked = x is None and (features is not None or fixed is not None)
+    return features_of(cohort.member(cohort.seeds[0]) if is_asked else None, x)
+
+
+def answers_of_members(cohort: Any, plane: dict) -> np.ndarray:
+    """Returns raw outputs (member, grid, grid) or (member, grid, grid, class) of all members."""
+    return answers(cohort.predict, plane, 1, batch_size=min(ROWS_AT_ONCE, len(plane["points"])))
+
+
+def logs_of(source: Any, name: str, metric: str) -> Any:
+    """Returns the history of a source, which must have the metric that the argument `name` asks for."""
+    logs = source if isinstance(source, Mapping) else getattr(source, "history", source)
+    require(isinstance(logs, Mapping), "source", "what a `fit` returned, or a cohort", source, "Fit first.", TypeError)
+    names = [each for each in logs if np.ndim(logs[each]) < 3]
+    accepted = f"one of {', '.join(map(repr, names))}" if names else "a number that a `fit` recorded"
+    require(metric in names, name, accepted, metric, "Metrics are named in `model.compile(metrics=...)`.")
+    return logs
+
+
+def reaches(cohort: Any, bounds: Mapping[str, float]) -> np.ndarray:
+    """Says which members reach all the bounds in their last epoch, (member,)."""
+    return solved(cohort.history, None, bounds, {name: cohort.direction(name) for name in bounds})
+
+
+def names_of_outcomes(logs: Any) -> np.ndarray | None:
+    """Returns the names of the members' outcomes, or None where a source does not know them."""
+    knows = "loss" in logs and hasattr(logs, "outcome")
+    return np.array([outcome.name for outcome in logs.outcome]) if knows else None
+
+
+def criterion(bounds: Mapping[str, float], directions: Mapping[str, str | None]) -> str:
+    """Writes bounds as a reader reads them: loss ≤ 0.01."""
+    return ", ".join(f"{name} {'≥' if directions[name] == 'up' else '≤'} {bound:g}" for name, bound in bounds.items())

@@ -1,0 +1,59 @@
+"""What all pictures share: colours, markers, axes, and how a wrong argument is refused.
+
+In come axes, or none, and values that must hold; out go axes to draw on and the colours of the style that is in force
+when a record is drawn. The room exists so that all pictures look alike, on light and on dark ground.
+"""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import color_sequences, rcParams
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba_array
+from matplotlib.patheffects import withStroke
+
+from kohort.checks import received
+
+COLOURS = color_sequences["petroff10"]  # told apart by colour-blind readers, too
+MARKERS = "osD^vPXp*"
+NUMBERS = "cividis"  # the colour map of plain numbers: light grows with the value, for all readers alike
+AXES = "`plt.subplots()` makes some."
+BAND = (0.1, 0.5, 0.9)  # the quantiles that stand for many members
+
+
+def require(ok: Any, name: str, accepted: str, value: Any, step: str, error: type[Exception] = ValueError) -> None:
+    """Raises an error that names the argument, what it must be, what came and one next step."""
+    if not ok:
+        raise error(f"`{name}` must be {accepted}. Received: {received(name, value)}. {step}")
+
+
+def on_axes(ax: Any, size: tuple[float, float]) -> Axes:
+    """Returns the axes to draw on: those given, or those of a new figure of so many inches."""
+    check_axes(ax)
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def check_axes(ax: Any) -> None:
+    """Raises unless this is what every picture takes as `ax`: asked before anything is computed."""
+    require(ax is None or isinstance(ax, Axes), "ax", "Matplotlib axes or None", ax, AXES, TypeError)
+    is_fit = ax is None or (ax.name == "rectilinear" and ax.figure is not None)
+    require(is_fit, "ax", "flat axes that stand in a figure", ax, AXES)
+
+
+def tints(n: int) -> np.ndarray:
+    """Returns the colours of the regions of n classes, between a class's own and the ground."""
+    own, ground = [COLOURS[k % 10] for k in range(n)], rcParams["axes.facecolor"]
+    return 0.3 * to_rgba_array(own) + 0.7 * to_rgba_array(ground)
+
+
+def between_classes() -> LinearSegmentedColormap:
+    """Returns a colour map from the first class over the ground to the second."""
+    first, ground, second = to_rgba_array([COLOURS[0], rcParams["axes.facecolor"], COLOURS[1]])
+    first, second = (0.65 * own + 0.35 * ground for own in (first, second))
+    return LinearSegmentedColormap.from_list("classes", [first, ground, second])
+
+
+def halo(width: float = 2.5) -> list:
+    """Returns the path effect that keeps a line or a text readable on any colour."""
+    return [withStroke(linewidth=width, foreground=rcParams["axes.facecolor"])]

@@ -1,0 +1,181 @@
+"""What a network answers over a plane: the regions of its classes, or the heights of its numbers, drawn.
+
+In come raw answers and the samples' targets; out go the artists of one picture or of one small cell of many. The room
+exists so that one model, a wall of members and the representative of a minimum are painted by the same hand.
+"""
+
+import math
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from kohort.plot.plane import Plane
+from kohort.plot.style import COLOURS, MARKERS, NUMBERS, halo, require, tints
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Surface(Plane):
+    """A plane, and what tells the answers there apart: classes, or levels of a number."""
+
+    labels: np.ndarray | None = None  # which of the classes each sample is, (sample,)
+    classes: tuple = (0, 1)
+    threshold: float = 0.5  # where a single output changes from the first class to the second
+    levels: np.ndarray | None = None  # of a regression: the heights of its contour lines
+    targets: np.ndarray | None = None  # of a regression: the samples' own numbers, (sample,)
+
+    def paint(self, ax: Any, response: np.ndarray, size: float) -> list:
+        """Draws what the response says, and the samples as markers of `size` points; returns the filled regions."""
+        known = np.where(np.isfinite(response), response, np.nan)
+        surfaces = (self._paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
+        ax.spines[:].set_linewidth(size / 6)
+        if np.isnan(known).any():
+            style = {"ha": "center", "va": "center", "path_effects": halo(), "zorder": 5}
+            ax.text(0.5, 0.5, "not finite", transform=ax.transAxes, fontsize=min(10, 5 + size), **style)
+        if self.x is not None:
+            self.draw_samples(ax, self.x, size * min(1, max(0.4, math.sqrt(50 / len(self.x)))))
+        ax.set(**self.limits)
+        return surfaces
+
+    def _paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
+        scores, surfaces = self.scores(known), []
+        # Each class is painted, with its border, where it beats all those before it, and over them.
+        for k, tint in enumerate(tints(len(scores))):
+            lead = scores[k] - scores[:k].max(axis=0) if k else 0 * scores.sum(axis=0)
+            levels = [0 if k else -1, max(1, 2 * lead.max())]
+            surfaces.append(ax.contourf(self.xx0, self.xx1, lead, levels, colors=[tint], zorder=0))
+            if k and lead.min() < 0 < lead.max():
+                line = {"colors": rcParams["text.color"], "linewidths": size / 6, "zorder": 0}
+                ax.contour(self.xx0, self.xx1, lead, [0], **line)
+        if self.x is None and not np.isnan(scores).any():
+            self._name_regions(ax, scores, fontsize=5 + 0.8 * size)
+        return surfaces
+
+    def _paint_levels(self, ax: Any, known: np.ndarray, size: float) -> list:
+        style: dict = {"levels": self.levels, "cmap": NUMBERS, "zorder": 0, "extend": "both"}
+        region = ax.contourf(self.xx0, self.xx1, np.ma.masked_invalid(known), **style)
+        if np.nanmin(known, initial=np.inf) < np.nanmax(known, initial=-np.inf):
+            lines = ax.contour(self.xx0, self.xx1, known, levels=self.levels, colors="black", linewidths=size / 15)
+            lines.set_zorder(1)
+        return [region]
+
+    def scores(self, response: np.ndarray) -> np.ndarray:
+        """Returns one score a class, (class, grid, grid); the largest is the answer."""
+        return (
+            np.moveaxis(response, -1, 0) if response.ndim == 3 else np.stack([0 * response + self.threshold, response])
+        )
+
+    def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
+        """Writes each class where it leads most, away from the edges: colour alone would not tell."""
+        inner = (slice(len(self.xx0) // 6, len(self.xx0) - len(self.xx0) // 6),) * 2
+        for k, name in enumerate(self.classes):
+            lead = (scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
+            best = lead.argmax()
+            if lead.flat[best] > 0:
+                place = self.xx0[inner].flat[best], self.xx1[inner].flat[best]
+                ax.text(*place, f"{name:g}", ha="center", va="center", **style)
+
+    def draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
+        """Draws the samples with the shape and colour of their class, or the colour of their number."""
+        if self.targets is not None and self.levels is not None:
+            ends = {"vmin": self.levels[0], "vmax": self.levels[-1], "cmap": NUMBERS}
+            # The colours are the same on light and dark ground, so the edges are, too: black in white.
+            edges = [withStroke(linewidth=size / 8 + 1, foreground="white")]
+            look = {
+                "edgecolors": "black",
+                "linewidths": size / 8,
+                "path_effects": edges,
+                "label": "sample",
+                "zorder": 3,
+            }
+            ax.scatter(*x.T, c=self.targets, s=size**2, **ends, **look)
+            return
+        looks, labels = self.looks(), self.labels
+        if labels is None:
+            looks, labels = [looks[0] | {"color": "none", "label": "sample"}], np.zeros(len(x))
+        for k, look in enumerate(looks):
+            ax.plot(*x[labels == k].T, **look, markersize=size, markeredgewidth=size / 12)
+
+    def draw_legend(self, figure: Any, **place: Any) -> None:
+        """Shows the marker of each class on the tint of its region."""
+        looks, edge = self.looks(), rcParams["text.color"]
+        handles: list = [Patch(facecolor=tint, edgecolor=edge, linewidth=0.5) for tint in tints(len(looks))]
+        if self.labels is not None:
+            handles = [(handles[k], Line2D([], [], **look)) for k, look in enumerate(looks)]
+        figure.legend(handles, [look["label"] for look in looks], frameon=False, **place)
+
+    def looks(self) -> list[dict]:
+        """Gives each class a shape, a colour and a name."""
+        style = {"linestyle": "none", "markeredgecolor": rcParams["text.color"]}
+        return [
+            style | {"marker": MARKERS[k % 9], "color": COLOURS[k % 10], "label": f"class {name:g}"}
+            for k, name in enumerate(self.classes)
+        ]
+
+
+def answers(predict: Callable, plane: dict, before: int = 0, **options: Any) -> np.ndarray:
+    """Returns raw outputs (..., grid, grid) or (..., grid, grid, class), with so many axes before the grid's."""
+    outputs = predict(plane["points"], **options)
+    is_one = not isinstance(outputs, list | tuple | dict) and np.ndim(outputs) - before in (1, 2)
+    step = "Draw a `keras.Model` that ends in one number, or in one for each class."
+    require(is_one, "model", "a model with one output (sample, class)", outputs, step)
+    outputs = np.asarray(outputs)
+    classes = outputs.shape[before + 1 :]
+    return outputs.reshape(*outputs.shape[:before], *plane["xx0"].shape, *(classes if classes != (1,) else ()))
+
+
+def meaning(responses: np.ndarray, outputs: tuple, y: Any, threshold: Any = None, regression: Any = None) -> dict:
+    """Returns what a record keeps of what the answers mean: classes and a threshold, or levels and targets.
+
+    Args:
+        responses: All answers of the picture.
+        outputs: () for models of a single output, (class,) for the others.
+        y: Targets of the samples, or None.
+        threshold: Where a single output changes class; None for halfway between the labels.
+        regression: Whether the answers are numbers; None for what `y` looks like.
+    """
+    is_flag = regression is None or (isinstance(regression, bool | np.bool) and not (regression and outputs))
+    accepted = "True, False or None" + (", and not True for a model of several outputs" if outputs else "")
+    require(is_flag, "regression", accepted, regression, "Leave it out: `y` tells.")
+    values = None if y is None else np.asarray(y)
+    step = " Of a regression pass `regression=True`." if regression is None and not outputs else ""
+    if regression is None:
+        regression = not outputs and values is not None and _is_continuous(values)
+    return _levels(responses, values) if regression else _classes(values, y, outputs, threshold, step)
+
+
+def _is_continuous(values: np.ndarray) -> bool:
+    """Says whether targets look like numbers: fractional, and more of them than two classes have."""
+    is_column = values.ndim == 1 or values.shape[1:] == (1,)
+    return is_column and values.dtype.kind == "f" and len(np.unique(values)) > 2
+
+
+def _levels(responses: np.ndarray, values: np.ndarray | None) -> dict:
+    values = None if values is None else values.reshape(len(values), -1)[:, 0].astype(float)
+    every = np.concatenate([responses.ravel(), [] if values is None else values])
+    every = every[np.isfinite(every)] if np.isfinite(every).any() else np.zeros(1)
+    levels = MaxNLocator(9, steps=[1, 2, 2.5, 5, 10]).tick_values(float(every.min()), float(every.max()))
+    return {"levels": levels, "targets": values}
+
+
+def _classes(values: np.ndarray | None, y: Any, outputs: tuple, threshold: Any, otherwise: str) -> dict:
+    labels, classes = values, list(range(*outputs or (2,)))
+    if labels is not None:
+        if labels.ndim == 2 and labels.shape[1] in (1, *outputs):
+            labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(axis=1)
+        found = np.unique(labels).tolist()
+        classes = found if not outputs and len(found) == 2 else classes
+        accepted = f"class numbers from 0 to {classes[-1]}, or one-hot" if outputs else "labels of two classes"
+        is_known = labels.ndim == 1 and set(found) <= set(classes)
+        step = f"It holds {reprlib.repr(found)}: the model tells {len(classes)} apart."
+        require(is_known, "y", accepted, y, step + otherwise)
+        labels = np.searchsorted(classes, labels)
+    threshold = sum(classes[:2]) / 2 if threshold is None else float(threshold)
+    return {"labels": labels, "classes": tuple(classes), "threshold": threshold}

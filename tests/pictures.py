@@ -1,0 +1,90 @@
+"""What the tests of pictures share: small networks, stand-ins that count their calls, a look at text."""
+
+import unittest.mock
+
+import keras
+import matplotlib.text
+import numpy as np
+
+import kohort
+from kohort.history import CohortHistory
+
+LIMITS = {"xlim": (-0.5, 1.5), "ylim": (-1, 2)}
+X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], "float32")
+Y = np.array([0.0, 1.0, 1.0, 0.0])
+
+
+def network(units=1, activation=None, features=2, hidden=(6,)):
+    """Returns a network of the same weights each time, not compiled."""
+    keras.utils.set_random_seed(7)
+    layers = [keras.layers.Dense(n, "tanh", bias_initializer="normal") for n in hidden]
+    last = keras.layers.Dense(units, activation, bias_initializer="normal")
+    return keras.Sequential([keras.Input((features,)), *layers, last])
+
+
+def points(record):
+    """Returns the points of a record's grid, for records of two features."""
+    return np.column_stack((record.xx0.ravel(), record.xx1.ravel())).astype("float32")
+
+
+class Model:
+    """Answers like a Keras model and counts how often it is asked."""
+
+    def __init__(self, answer):
+        self.answer, self.calls = answer, 0
+
+    def predict(self, x):
+        self.calls += 1
+        return self.answer(x)
+
+
+class Cohort:
+    """Answers like a cohort whose member with seed s says `s * x[:, 0]`, and counts how often it is asked."""
+
+    def __init__(self, seeds=(5, 2, 9), history=None, answer=None):
+        self.seeds, self.history, self.calls = tuple(seeds), history, 0
+        self.answer = answer or (lambda x: np.stack([seed * x[:, :1] for seed in self.seeds]))
+
+    def predict(self, x, batch_size=None, verbose=0):
+        self.calls += 1
+        return self.answer(x)
+
+    def direction(self, metric):
+        return "down" if metric.endswith("loss") else "up"
+
+
+def recorded(seeds=(5, 2, 9), **metrics):
+    """Returns the history of some members."""
+    values = {name: np.asarray(rows, float) for name, rows in metrics.items()}
+    return CohortHistory(values, seeds=list(seeds), epoch=list(range(len(next(iter(values.values()))[0]))))
+
+
+def trained_cohort(seeds=(4, 0, 7), epochs=3, **options):
+    """Returns a cohort of the network, trained on XOR."""
+    model = network(**options)
+    model.compile(optimizer="adam", loss="mse")
+    cohort = kohort.Cohort(model, seeds=list(seeds))
+    cohort.fit(X, Y, epochs=epochs, verbose=0)
+    return cohort
+
+
+def text_boxes(figure):
+    """Draws a figure and returns the texts that are to be seen in it, each with its place in pixels."""
+    drawn, draw = {}, matplotlib.text.Text.draw
+
+    def noted(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            drawn[id(text)] = text
+        return draw(text, renderer)
+
+    with unittest.mock.patch.object(matplotlib.text.Text, "draw", noted):
+        figure.canvas.draw()
+    return [(text.get_text(), text.get_window_extent()) for text in drawn.values()]
+
+
+def overlaps(figure):
+    """Returns the pairs of texts of a figure of which one stands on the other, and texts that leave the figure."""
+    boxes, (width, height) = text_boxes(figure), figure.canvas.get_width_height()
+    crossed = [(a, b) for i, (a, box) in enumerate(boxes) for b, other in boxes[:i] if box.overlaps(other)]
+    outside = [a for a, box in boxes if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1]
+    return crossed + outside

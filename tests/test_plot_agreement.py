@@ -1,0 +1,118 @@
+"""How far members agree: shares counted anew from the members' own answers."""
+
+import numpy as np
+import pytest
+from pictures import LIMITS, Cohort, X, Y, network, overlaps, points, trained_cohort
+
+import kohort
+from kohort import plot
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return trained_cohort(seeds=range(9))
+
+
+def test_the_share_is_that_of_the_members_own_answers(trained):
+    picture = plot.spread(trained, X, Y, grid_resolution=7)
+
+    said = [trained.member(seed).predict(points(picture), verbose=0)[:, 0] > 0.5 for seed in trained.seeds]
+    np.testing.assert_allclose(picture.share, np.mean(said, axis=0).reshape(7, 7))
+    assert 0 < picture.share.mean() < 1
+    assert (picture.members, picture.diverged, picture.label) == (9, 0, 1)
+    assert picture.figure_ is picture.ax_.figure
+
+
+def test_the_median_boundary_is_where_the_median_answer_is_the_threshold(trained):
+    picture = plot.spread(trained, X, Y, grid_resolution=7)
+
+    median = np.median(trained.predict(points(picture))[..., 0], axis=0).reshape(7, 7)
+    np.testing.assert_array_equal(picture.share > 0.5, median > 0.5)
+
+
+def test_lines_are_drawn_where_10_50_and_90_percent_say_it():
+    answers = np.arange(1, 101)[:, None, None] / 100  # at x[:, 0] = t the share 1 - t of the members is above 1/2
+    cohort = Cohort(range(100), answer=lambda x: answers + 0.5 - x[None, :, :1])
+
+    picture = plot.spread(cohort, xlim=(0, 1), ylim=(0, 1), grid_resolution=101)
+
+    (lines,) = (c for c in picture.ax_.collections if hasattr(c, "levels") and not c.filled)
+    np.testing.assert_array_equal(lines.levels, [0.1, 0.5, 0.9])
+    places = [path.vertices[:, 0].mean() for path in lines.get_paths()]
+    np.testing.assert_allclose(places, [0.9, 0.5, 0.1], atol=0.02)
+    assert len({str(dash) for dash in lines.get_linestyle()[:2]}) == 2
+
+
+@pytest.mark.parametrize(("label", "expected"), [(None, 1 / 3), (1, 1 / 3), (0, 1 / 3), (2, 1 / 3)])
+def test_the_share_of_a_class_among_several(label, expected):
+    answer = np.eye(3)[:, None, :]  # each member says one class everywhere
+    cohort = Cohort(answer=lambda x: np.broadcast_to(answer, (3, len(x), 3)))
+
+    picture = plot.spread(cohort, **LIMITS, label=label, grid_resolution=3)
+
+    np.testing.assert_allclose(picture.share, expected)
+    assert picture.label == (1 if label is None else label)
+
+
+@pytest.mark.parametrize(("label", "share"), [(-1, 2 / 3), (1, 1 / 3), (None, 1 / 3)])
+def test_labels_other_than_0_and_1(label, share):
+    answers = np.array([-0.5, -0.1, 0.5])[:, None, None]
+    cohort = Cohort(answer=lambda x: np.broadcast_to(answers, (3, len(x), 1)))
+
+    picture = plot.spread(cohort, X, 2 * Y - 1, label=label, grid_resolution=3)
+
+    np.testing.assert_allclose(picture.share, share)
+
+
+def test_members_that_diverged_are_not_counted():
+    answers = np.array([0.0, np.nan, 1.0])[:, None, None]
+    cohort = Cohort(answer=lambda x: np.broadcast_to(answers, (3, len(x), 1)))
+
+    picture = plot.spread(cohort, **LIMITS, grid_resolution=3)
+
+    np.testing.assert_array_equal(picture.share, 0.5)
+    assert (picture.members, picture.diverged) == (2, 1)
+    assert picture.figure_.legends[0].get_title().get_text() == "2 members, without 1 diverged"
+
+
+def test_only_the_named_members_are_counted(trained):
+    picture = plot.spread(trained, X, Y, members=[8, 2], grid_resolution=5)
+
+    expected = np.mean([trained.member(s).predict(points(picture), verbose=0) > 0.5 for s in (8, 2)], axis=0)
+    np.testing.assert_allclose(picture.share.ravel(), expected[:, 0])
+    assert picture.members == 2
+
+
+def test_drawing_again_asks_nobody_and_no_text_overlaps():
+    cohort = Cohort()
+
+    picture = plot.spread(cohort, X, Y, grid_resolution=9)
+    picture.plot()
+
+    assert cohort.calls == 1
+    assert overlaps(picture.figure_) == []
+
+
+# Misuse.
+
+
+def test_classes_and_cohorts_that_cannot_be():
+    with pytest.raises(ValueError, match=r"`label` must be one of the classes 0, 1\. Received: label=2\. Pass one"):
+        plot.spread(Cohort(), X, Y, label=2)
+    with pytest.raises(TypeError, match=r"`cohort` must be a `kohort\.Cohort`"):
+        plot.spread(network(), X)
+    with pytest.raises(ValueError, match=r"`y` must be labels of two classes\..*the model tells 2 apart\.$"):
+        plot.spread(Cohort(), X, Y + X[:, 0] / 3)
+    nothing = Cohort(answer=lambda x: np.full((3, len(x), 1), np.nan))
+    with pytest.raises(ValueError, match="`cohort` must be one of which at least one member gives finite answers"):
+        plot.spread(nothing, X)
+    with pytest.raises(ValueError, match="`members` must be a number of at least 1, or seeds among 5, 2, 9"):
+        plot.spread(Cohort(), X, members=0)
+
+
+def test_a_cohort_that_is_not_trained():
+    model = network()
+    model.compile(loss="mse")
+
+    with pytest.raises(RuntimeError, match=r"must come after `cohort\.fit`"):
+        plot.spread(kohort.Cohort(model, seeds=2), X)

@@ -1,0 +1,148 @@
+"""What all pictures keep to: axes of ones own, both grounds, readable text, nothing global, nothing twice."""
+
+import keras
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+from pictures import Cohort, X, Y, network, overlaps, recorded, trained_cohort
+
+from kohort import plot
+
+
+def compiled():
+    model = network()
+    model.compile(loss="mse")
+    return model
+
+
+def losses():
+    return recorded(range(6), loss=[[1, 0.1, 0.01]] * 3 + [[1, 0.9, 0.8]] * 2 + [[2, np.nan, np.nan]])
+
+
+PICTURES = {
+    "decision_boundary": lambda **ax: plot.decision_boundary(network(3, "softmax"), X, [0, 1, 2, 1] * np.ones(4), **ax),
+    "bare boundary": lambda **ax: plot.decision_boundary(network(), xlim=(-2, 2), ylim=(-2, 2), **ax),
+    "regression": lambda **ax: plot.decision_boundary(network(), X, X[:, 0] + X[:, 1] / 2, **ax),
+    "network": lambda **ax: plot.network(network(), X, **ax),
+    "layers": lambda **ax: plot.network(network(hidden=(20,)), **ax),
+    "units": lambda **ax: plot.units(network(), 0, X, grid_resolution=12, **ax),
+    "feature_space": lambda **ax: plot.feature_space(network(), 0, X, Y, **ax),
+    "loss_landscape": lambda **ax: plot.loss_landscape(compiled(), X, Y, grid_resolution=7, **ax),
+    "wall": lambda **ax: plot.wall(Cohort(range(6), losses()), X, Y, grid_resolution=12, loss=0.5, **ax),
+    "spread": lambda **ax: plot.spread(Cohort(range(6), losses()), X, Y, grid_resolution=12, **ax),
+    "history": lambda **ax: plot.history(losses(), **ax),
+    "survival": lambda **ax: plot.survival(Cohort(range(6), losses()), loss=0.5, **ax),
+    "minima": lambda **ax: plot.minima(Cohort(range(6), losses()), X, Y, grid_resolution=12, **ax),
+}
+each_picture = pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
+
+
+def contrast(text):
+    """Returns the contrast between a text and the ground it stands on, of 1 to 21 (WCAG 2)."""
+    halos = [effect for effect in text.get_path_effects() if hasattr(effect, "_gc")]
+    axes = text.axes
+    ground = axes.get_facecolor() if axes is not None and axes.axison else text.figure.get_facecolor()
+    if halos:
+        ground = halos[0]._gc["foreground"]
+
+    def light(colour):
+        channels = np.array(to_rgb(colour))
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((light(text.get_color()), light(ground)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@each_picture
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_text_is_readable_on_both_grounds_and_overlaps_nowhere(draw, style):
+    with plt.style.context(style):
+        figure = draw().figure_
+        assert overlaps(figure) == []
+        texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+        assert texts
+        assert min(map(contrast, texts)) > 4.5
+
+
+@each_picture
+@pytest.mark.parametrize("dpi", [100, 200])
+def test_twice_as_many_pixels_move_no_text_onto_another(draw, dpi):
+    figure = draw().figure_
+    figure.set_dpi(dpi)
+
+    assert overlaps(figure) == []
+
+
+@each_picture
+def test_axes_of_ones_own_are_drawn_on_and_nothing_global_changes(draw):
+    before = dict(matplotlib.rcParams)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6))
+
+    record = draw(ax=right)
+
+    assert (record.ax_, record.figure_) == (right, figure)
+    assert figure.legends == []
+    assert len(plt.get_fignums()) == 1
+    assert not left.has_data()
+    figure.canvas.draw()
+    assert dict(matplotlib.rcParams) == before
+
+
+@each_picture
+def test_a_record_draws_itself_again_on_axes_and_in_a_figure_of_its_own(draw):
+    record = draw()
+    first = record.figure_
+    arrays = {name: np.copy(value) for name, value in vars(record).items() if isinstance(value, np.ndarray)}
+    _, ax = plt.subplots(figsize=(8, 8))
+
+    assert record.plot(ax) is record
+    assert record.ax_ is ax
+    assert record.plot().figure_ is not first
+
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(getattr(record, name), value)
+
+
+@each_picture
+def test_axes_are_labelled(draw):
+    record = draw()
+    if record.ax_.axison:
+        assert record.ax_.get_xlabel()
+        assert record.ax_.get_ylabel()
+    elif hasattr(record, "axes_"):
+        texts = [text.get_text() for text in record.ax_.texts]
+        assert sum(" to " in text for text in texts) >= 2
+
+
+@each_picture
+def test_what_are_no_axes_to_draw_on(draw):
+    removed = plt.figure().add_subplot()
+    removed.remove()
+    polar = plt.figure().add_subplot(projection="polar")
+    figures = plt.get_fignums()
+    for ax in (3, plt.figure(figures[0]), [removed]):
+        with pytest.raises(TypeError, match=r"`ax` must be Matplotlib axes or None\. Received: ax="):
+            draw(ax=ax)
+    for ax in (removed, polar):
+        with pytest.raises(ValueError, match=r"`ax` must be flat axes that stand in a figure\. Received: ax="):
+            draw(ax=ax)
+    assert plt.get_fignums() == figures
+
+
+def test_a_real_cohort_is_asked_through_its_public_parts_alone():
+    cohort = trained_cohort(seeds=range(5), epochs=5)
+
+    for draw in (plot.wall, plot.spread, plot.minima):
+        assert draw(cohort, X, Y, grid_resolution=8).figure_ is not None
+    assert plot.survival(cohort, loss=0.1).figure_ is not None
+    assert isinstance(cohort.member(0), keras.Model)
+
+
+def test_every_picture_is_tried_here():
+    drawn = {name for name in plot.__all__ if name[0].islower()}
+
+    assert drawn <= PICTURES.keys()
