@@ -217,7 +217,9 @@ def test_arrays_are_attached_as_they_are():
     state = jax.tree.map(lambda a: a + 1, internals.values_of(variables))
     internals.attach(variables, state)
 
-    assert all(v._value is a for part, arrays in zip(variables, state, strict=True) for v, a in zip(part, arrays)), SEEN
+    assert all(
+        v._value is a for part, arrays in zip(variables, state, strict=True) for v, a in zip(part, arrays, strict=True)
+    ), SEEN
     assert model.trainable_variables[0].value is state.trainable_variables[0]
 
 
