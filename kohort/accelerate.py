@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import keras
 
 from kohort import remote
-from kohort.checks import Recipe, check_data, received
+from kohort.checks import Recipe, check_backend, check_data, received
 from kohort.fit import (
     FallBackWarning,
     Request,
@@ -91,15 +91,17 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
     Args:
         strict: Whether a fit that cannot run compiled is an error, a `kohort.FallBackError`, and not run at all.
         verify: Whether each fit on arrays runs both ways, compiled and by Keras. Its result is Keras's, and a
-            `kohort.DifferenceWarning` says where the compiled one is another (on JAX and a CPU it must be the same bit
-            for bit, elsewhere to rounding). Fits with callbacks that may act outside the model run by Keras alone.
+            `kohort.DifferenceWarning` says where the compiled one is another (on a CPU it must be the same bit for bit,
+            elsewhere to rounding). Fits with callbacks that may act outside the model run by Keras alone. Needs Keras
+            on JAX: another backend draws and rounds in its own way.
 
     Returns:
         A context manager: `with kohort.install():` restores at its end what was before.
 
     Raises:
         TypeError: If a flag is not True or False.
-        RuntimeError: If something else has put a `fit` of its own into `keras.Model`.
+        RuntimeError: If something else has put a `fit` of its own into `keras.Model`, or if fits are to be verified and
+            Keras runs on another backend than JAX.
 
     Example:
         >>> import keras, kohort
@@ -113,6 +115,8 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
     for name, flag in (("strict", strict), ("verify", verify)):
         if not isinstance(flag, bool):
             raise TypeError(f"`{name}` must be True or False. Received: {received(name, flag)}. Pass one of these.")
+    if verify:
+        check_backend("kohort.install(verify=True)")
     installed = Installed(_settings)
     _switch(Settings(strict, verify))
     return installed

@@ -31,6 +31,16 @@ def received(name: str, value: Any) -> str:
     return f"{name}={text[:119] + '…' if len(text) > 120 else text}"
 
 
+def check_backend(name: str) -> None:
+    """Raises unless Keras runs on JAX in this process, for what cannot do its work in another."""
+    if not keras_internals.on_jax():
+        raise RuntimeError(
+            f"`{name}` must find Keras on JAX: only `kohort.fit` trains models of another backend. "
+            f"Received: Keras on {keras.backend.backend()!r}. "
+            'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
+        )
+
+
 # --- the recipe of a fit ----------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kohort import keras_internals, notebook
-from kohort.checks import Recipe, check_data, check_features, check_recipe, check_targets, received
+from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets, received
 from kohort.data import inputs, pass_cut, samples
 from kohort.fit import Request, check_model, why_fall_back
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
@@ -60,7 +60,7 @@ class Cohort:
 
     def __init__(self, model: keras.Model, seeds: int | Iterable[int], *, exact: bool = False) -> None:
         """Clones the model; nothing is trained yet."""
-        _check_backend()
+        check_backend("kohort.Cohort")
         check_model(model)
         _check_cloneable(model)
         self.seeds = check_seeds(seeds)
@@ -378,15 +378,6 @@ class Cohort:
                 "Call `cohort.fit(x, y, epochs=...)` first."
             )
         return self._members.trained
-
-
-def _check_backend() -> None:
-    if not keras_internals.on_jax():
-        raise RuntimeError(
-            "`kohort.Cohort` must find Keras on JAX: only `kohort.fit` trains models of another backend. "
-            f"Received: Keras on {keras.backend.backend()!r}. "
-            'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
-        )
 
 
 def check_seeds(seeds: Any) -> tuple[int, ...]:

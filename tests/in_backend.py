@@ -48,6 +48,32 @@ def unbuilt():
     return model
 
 
+OPTIMIZERS = [
+    name
+    for name, kind in vars(optimizers).items()
+    if isinstance(kind, type) and issubclass(kind, optimizers.Optimizer) and kind is not optimizers.Optimizer
+]
+
+
+def optimizer(name):
+    """Makes an optimizer of Keras; those that stand for others get some."""
+    if name == "LossScaleOptimizer":
+        return optimizers.LossScaleOptimizer(optimizers.RMSprop(0.02))
+    if name == "MultiOptimizer":
+        kinds = optimizers.OptimizerMap(optimizers.SGD(0.02), {".*bias": optimizers.Adam(0.02)})
+        return optimizers.MultiOptimizer(kinds)
+    return getattr(optimizers, name)(learning_rate=0.02)
+
+
+def with_optimizer(name):
+    """Makes a model with the same weights everywhere."""
+    keras.utils.clear_session()
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2), layers.Dense(1)])
+    model.set_weights([np.full(weights.shape, 0.3, "float32") for weights in model.weights])
+    model.compile(optimizer(name), "mse")
+    return model, {"x": X, "y": Y, "epochs": 2, "shuffle": False, "verbose": 0}
+
+
 def called(callbacks):
     return {"callbacks": [make() for make in callbacks]} if callbacks else {}
 
@@ -89,6 +115,11 @@ def left(model, history):
 def main(case, folder):
     import kohort
 
+    if case == "optimizers":
+        for name in OPTIMIZERS:
+            model, arguments = with_optimizer(name)
+            np.savez(folder / f"{name}.npz", **left(model, kohort.fit(model, **arguments)))
+        return
     make, arguments, callbacks = CASES[case]
     keras.utils.set_random_seed(11)
     model = make()

@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from in_backend import CASES, called, left
+from in_backend import CASES, OPTIMIZERS, called, left, with_optimizer
 from oracle import differences
 
 TESTS = Path(__file__).parent
@@ -59,6 +59,18 @@ def test_it_ends_as_keras_leaves_it_on_jax(backend, case, tmp_path):
     theirs = left(model, model.fit(verbose=0, **arguments, **called(callbacks)))
 
     assert differences(as_numbers(theirs), as_numbers(arrays(tmp_path / "after.npz"))) == []
+
+
+@each_backend
+def test_each_optimizer_ends_as_keras_leaves_it_on_jax(backend, tmp_path):
+    python(backend, TESTS / "in_backend.py", "optimizers", tmp_path)
+    for name in OPTIMIZERS:
+        model, arguments = with_optimizer(name)
+        theirs = left(model, model.fit(**arguments))
+        ours = arrays(tmp_path / f"{name}.npz")
+        ours["generator"] = theirs["generator"]  # nothing is drawn
+
+        assert differences(as_numbers(theirs), as_numbers(ours)) == [], name
 
 
 @each_backend
@@ -117,6 +129,9 @@ model.compile("sgd", "mse")
 error(lambda: kohort.fit(model, x[:3], y))
 error(lambda: kohort.fit(model, x, y, epochs=0))
 error(lambda: kohort.Cohort(model, 3))
+error(lambda: kohort.plot.loss_landscape(model, x, y))
+error(lambda: kohort.install(verify=True))
+print("installed" if "fit" in vars(keras.Model) else "not installed")
 
 class Mine(keras.layers.Layer):
     def call(self, inputs):
@@ -130,16 +145,22 @@ error(lambda: kohort.fit(own, x, y))
 
 @each_backend
 def test_wrong_use_is_told_in_the_caller(backend):
-    lines = python(backend, "-c", REFUSALS).splitlines()
+    lines = python(backend, "-c", REFUSALS, MPLBACKEND="Agg").splitlines()
+    needs_jax = "must find Keras on JAX: only `kohort.fit` trains models of another backend."
 
     assert [line.split(" Received")[0] for line in lines] == [
         "ValueError `model` must be compiled.",
         "ValueError `y` must have one row per sample of `x` (3).",
         "ValueError `epochs` must be an integer of at least 1.",
-        "RuntimeError `kohort.Cohort` must find Keras on JAX: only `kohort.fit` trains models of another backend.",
+        f"RuntimeError `kohort.Cohort` {needs_jax}",
+        f"RuntimeError `kohort.plot.loss_landscape` {needs_jax}",
+        f"RuntimeError `kohort.install(verify=True)` {needs_jax}",
+        "not installed",
         "ValueError `model` must be made of parts that another process can import, because kohort trains a model of "
         f"the backend '{backend}' in a worker.",
     ]
+    step = 'Import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before Python starts.'
+    assert lines[3].endswith(f"Received: Keras on {backend!r}. {step}")
     assert "with 'Mine', defined in __main__. Move it to the top level of a module and import it" in lines[-1]
 
 

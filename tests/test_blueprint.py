@@ -3,16 +3,20 @@
 import json
 import random
 import re
+from pathlib import Path
 
 import custom_parts
 import keras
 import numpy as np
 import pytest
+from in_backend import OPTIMIZERS, optimizer
 from keras import layers
 
 from kohort import keras_internals, keras_parts
 from kohort.blueprint import blueprint, build, check_crossing
 
+KERAS = Path(keras.__file__).parent
+OF_PYTORCH = {file.stem[6:] for file in KERAS.glob("src/backend/torch/optimizers/torch_*.py")}
 X = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
 Y = (X[:, 0] > 0).astype("float32")
 
@@ -185,6 +189,25 @@ def test_optimizers_of_one_backend_are_named_as_on_all():
     told = keras_parts.on_any_backend({"a": [own, None, 1], "module": "keras"})
 
     assert told == {"a": [{**own, "module": "keras.optimizers"}, None, 1], "module": "keras"}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_crosses(name):
+    """Where Keras has one of its own for PyTorch, as that one, which is named by its module."""
+    model = compiled(layers.Dense(2), optimizer=optimizer(name))
+    told = json.loads(json.dumps(keras.saving.serialize_keras_object(model.optimizer)))
+    if name.lower() in OF_PYTORCH:
+        told["module"] = f"keras.src.backend.torch.optimizers.torch_{name.lower()}"
+    again = keras.saving.deserialize_keras_object(keras_parts.on_any_backend(told))
+
+    assert type(again) is type(model.optimizer)
+    assert again.get_config() == model.optimizer.get_config()
+    assert shapes(crossed(model)) == shapes(model)
+
+
+def test_the_optimizers_of_pytorch_are_known():
+    assert {"adam", "adamw", "rmsprop", "sgd"} <= OF_PYTORCH
+    assert OF_PYTORCH - {"optimizer", "parallel_optimizer"} <= {name.lower() for name in OPTIMIZERS}
 
 
 def test_loss_and_metrics_of_an_earlier_compile_are_kept():

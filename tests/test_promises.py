@@ -278,19 +278,6 @@ def test_a_cache_that_is_set_up_already_stays(tmp_path):
     assert printed.stdout == f"{tmp_path}\n"
 
 
-def test_another_backend_is_an_error_that_says_what_to_do():
-    code = """
-        import sys, types
-        keras = types.ModuleType("keras")
-        keras.backend = types.SimpleNamespace(backend=lambda: "tensorflow")
-        sys.modules["keras"] = keras
-        import kohort
-    """
-    error = fresh_process(code).stderr
-    assert "kohort must run on Keras's JAX backend. Received: Keras, imported earlier, on 'tensorflow'." in error
-    assert 'set the environment variable KERAS_BACKEND to "jax"' in error
-
-
 def test_keras_that_was_imported_on_jax_is_fine():
     code = "import keras" + TINY_FIT.replace("\n    ", "\n")
     assert fresh_process(code, KERAS_BACKEND="jax", KOHORT_CACHE_DIR="").stdout == "trained\n"

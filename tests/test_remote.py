@@ -1,5 +1,6 @@
 """A model that trains in the worker ends as one that trains here, and the worker leaves nothing behind."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -33,16 +34,37 @@ def in_the_worker(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left():
-    """Holds for the whole file: no process and no shared memory is left by it."""
-    before = children(), os.listdir("/dev/shm")
+    """Holds for the whole file: no process is left by it, and no descriptor of shared memory."""
+    OTHERS.extend(children())
     yield
     remote.end_worker()
-    assert (children(), os.listdir("/dev/shm")) == before
+    assert children() == []
+    assert held("self") == set()
+
+
+OTHERS = []  # what other files of tests have started
 
 
 def children():
-    """Returns the processes that this one started and that are not gone, also as zombies."""
-    return sorted(pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split())
+    """Returns the processes that this file started and that are not gone, also as zombies."""
+    started = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
+    return sorted(pid for pid in started if pid not in OTHERS)
+
+
+def held(pid):
+    """Returns the numbers of the shared memory that a process has a descriptor of."""
+    with contextlib.suppress(OSError):  # of one that is gone, or somebody else's
+        found = [file.stat().st_ino for file in Path(f"/proc/{pid}/fd").iterdir() if "memfd:kohort" in os.readlink(file)]
+        return set(found)
+    return set()
+
+
+def mapped(pid):
+    """Returns the numbers of the shared memory that a process maps."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return {int(line.split()[4]) for line in lines if "memfd:kohort" in line}
+    return set()
 
 
 def build():
@@ -194,12 +216,15 @@ def test_the_worker_forgets_what_is_gone_here():
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
-def when_asked(monkeypatch, number, act):
-    """Acts while the worker is at work on the call of that number, counted from now."""
+def when_asked(monkeypatch, number, act, stops=False):
+    """Acts when the call of that number, counted from now, is made; the worker, if it `stops`, cannot answer before."""
     exchange, is_answered, runs = remote.Worker._exchange, remote.Worker._is_answered, []
 
     def _exchange(self, message, *others):
         runs.append(max(runs, default=0) + 1 if message["do"] == "run" else 0)
+        if stops and runs[-1] == number:
+            os.kill(self.process.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         return exchange(self, message, *others)
 
     def _is_answered(self, interrupt):
@@ -209,6 +234,10 @@ def when_asked(monkeypatch, number, act):
 
     monkeypatch.setattr(remote.Worker, "_exchange", _exchange)
     monkeypatch.setattr(remote.Worker, "_is_answered", _is_answered)
+
+
+def kill(worker):
+    os.kill(worker.process.pid, signal.SIGKILL)
 
 
 def begun():
@@ -229,13 +258,14 @@ def test_a_killed_worker_leaves_the_last_finished_epoch(monkeypatch):
     expected = after(2)
     model = begun()
     pid = remote.worker().process.pid
-    when_asked(monkeypatch, 3, lambda worker: os.kill(worker.process.pid, signal.SIGKILL))
+    when_asked(monkeypatch, 3, kill, stops=True)
     message = (
         "kohort's worker process is gone: it was killed by SIGKILL. The model holds its last finished epoch. "
         "Call fit again: it starts a new worker."
     )
-    with pytest.raises(kohort.WorkerError, match=message):
+    with pytest.raises(kohort.WorkerError, match=message) as caught:
         kohort.fit(model, shuffle=False, verbose=2, **{**FIT, "epochs": 9})
+    assert caught.value.__suppress_context__
     assert differences(expected, outcome(model, model.history)) == []
 
     assert children() == []
@@ -245,7 +275,7 @@ def test_a_killed_worker_leaves_the_last_finished_epoch(monkeypatch):
 
 def test_a_killed_worker_loses_no_draws(monkeypatch):
     model = begun()
-    when_asked(monkeypatch, 1, lambda worker: os.kill(worker.process.pid, signal.SIGKILL))
+    when_asked(monkeypatch, 1, kill, stops=True)
     before = np.random.get_state()[1:3]
     with pytest.raises(kohort.WorkerError, match="it was killed by SIGKILL"):
         kohort.fit(model, verbose=0, **FIT)
@@ -344,14 +374,16 @@ def is_gone(pid, seconds):
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_parent_leaves_no_orphan(end):
-    before = os.listdir("/dev/shm")
     parent, [_, pid] = started()
     with parent:
         assert not is_gone(pid, 0)
+        shared = mapped(pid) | mapped(parent.pid) | held(parent.pid)
         parent.send_signal(end)
 
     assert is_gone(pid, 20)
-    assert os.listdir("/dev/shm") == before
+    assert shared
+    processes = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    assert [each for each in processes if shared & (mapped(each) | held(each))] == []
 
 
 HOLD = """

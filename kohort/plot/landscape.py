@@ -15,7 +15,7 @@ from matplotlib import rcParams
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from kohort import keras_internals
-from kohort.checks import Recipe, check_data
+from kohort.checks import Recipe, check_backend, check_data
 from kohort.data import inputs, pass_cut
 from kohort.engine import State
 from kohort.fit import check_model
@@ -112,6 +112,7 @@ def loss_landscape(
 
     Raises:
         TypeError, ValueError: An argument is not what it must be.
+        RuntimeError: Keras runs on another backend than JAX.
 
     Example:
         >>> import keras, kohort
@@ -125,6 +126,7 @@ def loss_landscape(
         Li, Xu, Taylor, Studer and Goldstein, Visualizing the loss landscape of neural nets (2018), section 4; as in
         their code, vectors such as biases are not moved.
     """
+    check_backend("kohort.plot.loss_landscape")
     check_axes(ax)
     check_model(model)
     require(model.built, "model", "a built model", model, "Begin it with `keras.Input(shape=...)`.")
