@@ -54,7 +54,9 @@ def children():
 def held(pid):
     """Returns the numbers of the shared memory that a process has a descriptor of."""
     with contextlib.suppress(OSError):  # of one that is gone, or somebody else's
-        found = [file.stat().st_ino for file in Path(f"/proc/{pid}/fd").iterdir() if "memfd:kohort" in os.readlink(file)]
+        found = [
+            file.stat().st_ino for file in Path(f"/proc/{pid}/fd").iterdir() if "memfd:kohort" in os.readlink(file)
+        ]
         return set(found)
     return set()
 
