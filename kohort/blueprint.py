@@ -24,6 +24,8 @@ ELSEWHERE = (
     'or train on JAX: import kohort before keras, or set the environment variable KERAS_BACKEND to "jax" before '
     "Python starts"
 )
+# Where Keras looks for a function, of which its configurations tell the name alone.
+WITH_FUNCTIONS = (keras.activations, keras.losses, keras.metrics)
 
 
 class Custom(NamedTuple):
@@ -41,7 +43,7 @@ def blueprint(model: keras.Model) -> dict:
         ValueError: If a part of the model has no configuration, or none that another process can read.
     """
     serialised = _serialised(model)
-    customs = sorted({_custom(model, *found) for found in _foreign(serialised)})
+    customs = sorted(set(_customs(model, serialised)))
     compiled = serialised.pop("compile_config")
     for option, kept in keras_parts.kept_options(model).items():
         compiled[option] = keras.saving.serialize_keras_object(kept)
@@ -80,7 +82,7 @@ def check_crossing(model: keras.Model) -> None:
     if _checked.get(model) is marker:
         return
     serialised = _serialised(model)
-    _rebuild(model, serialised, [_custom(model, *found) for found in _foreign(serialised)])
+    _rebuild(model, serialised, _customs(model, serialised))
     _checked[model] = marker
 
 
@@ -149,11 +151,17 @@ def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:
         yield from _foreign(part)
 
 
-def _custom(model: keras.Model, module: str | None, name: str, registered_name: str) -> Custom:
-    """Finds a class or function, and raises unless another process can import it."""
+def _customs(model: keras.Model, config: Any) -> list[Custom]:
+    return [custom for found in _foreign(config) if (custom := _custom(model, *found))]
+
+
+def _custom(model: keras.Model, module: str | None, name: str, registered_name: str) -> Custom | None:
+    """Finds a class or function, and raises unless another process can import it. Returns None of one of Keras's."""
     thing = keras.saving.get_registered_object(registered_name)
     if thing is None:
         thing = keras_parts.functions_of(model).get(name) or _at(module or "__main__", name)
+    if thing is None and module == "builtins" and any(hasattr(part, name) for part in WITH_FUNCTIONS):
+        return None
     home, path = getattr(thing, "__module__", module) or "__main__", getattr(thing, "__qualname__", name)
     is_importable = getattr(sys.modules.get(home), "__spec__", None) is not None and home != "__main__"
     if thing is None or not is_importable or "<locals>" in path or _at(home, path) is not thing:

@@ -51,6 +51,9 @@ MODELS = {
         optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 5), momentum=0.9)
     ),
     "registered": lambda: compiled(custom_parts.Scaled(3.0), loss=custom_parts.cubed, metrics=[custom_parts.cubed]),
+    "functions-of-keras": lambda: compiled(
+        loss=keras.losses.mean_squared_error, metrics=[keras.metrics.binary_accuracy]
+    ),
     "not-registered": lambda: compiled(custom_parts.Doubled(), layers.Dense(2, activation=custom_parts.soft)),
 }
 
