@@ -21,7 +21,7 @@ from kohort.data import inputs, pass_cut, samples
 from kohort.fit import Request, check_model, why_fall_back
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
 from kohort.members import Members, Rounds, Trained
-from kohort.template import template_of
+from kohort.template import Template, template_of
 
 LARGEST_SEED = 2**32 - 1
 # The generator state of each member is 2.5 kB; what does not fit into one cohort fits into several.
@@ -34,9 +34,10 @@ class Cohort:
     Args:
         model: A built, compiled sequential or functional Keras model. It is cloned, never changed.
         seeds: An integer n for the seeds 0 to n-1, or the seeds themselves, each from 0 to 2**32 - 1.
-        exact: False trains the members of a block in one vectorised program: initial state, dropout state and batch
-            order
-            are Keras's bit for bit, trained weights to rounding. True trains each by itself: then they are, too.
+        exact: False trains the members of a block in one vectorised program: initial state, dropout state and batches
+            are Keras's bit for bit, trained weights to rounding. An optimizer can amplify rounding: over thousands of
+            epochs a few members then go a way of their own, while rates stay. True trains each by itself: then all is
+            bit for bit Keras's.
 
     Raises:
         TypeError: If the model is not Keras's or the seeds are not integers.
@@ -66,8 +67,7 @@ class Cohort:
         self.seeds = check_seeds(seeds)
         self.exact = _check_exact(exact)
         _warn_of_fixed_seeds(model)
-        self._template = template_of(model)
-        self._members = Members(self._template, self.seeds, exact)
+        self._members = Members(template_of(model), self.seeds, exact)
 
     def __len__(self) -> int:
         """Returns the number of members."""
@@ -156,6 +156,10 @@ class Cohort:
         check_data(network, x, y, sample_weight, validation_data, recipe)
         data = inputs(network, x, y, sample_weight, validation_data, recipe)
         return Rounds(self._members, data, recipe, verbose).train()
+
+    @property
+    def _template(self) -> Template:
+        return self._members.template
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: str | int = 0) -> Any:
         """Returns the outputs of every member.

@@ -270,6 +270,8 @@ RECIPE = {
     ),
     "class_weight by name": ({"class_weight": {"red": 1.0}}, ValueError, r"`class_weight` must map .*\['red'\]=1\.0"),
     "class_weight by half": ({"class_weight": {0.5: 1.0}}, ValueError, r"`class_weight` must map .*\[0\.5\]=1\.0"),
+    "class_weight of infinity": ({"class_weight": {float("inf"): 1.0}}, ValueError, r"must map .*\[inf\]=1\.0"),
+    "class_weight of NaN": ({"class_weight": {float("nan"): 1.0}}, ValueError, r"must map .*\[nan\]=1\.0"),
     "class_weight negative": ({"class_weight": {0: 1, 1: -2}}, ValueError, r"`class_weight` must map .*\[1\]=-2"),
     "class_weight NaN": ({"class_weight": {0: float("nan")}}, ValueError, r"`class_weight` must map .*\[0\]=nan"),
     "class_weight infinite": ({"class_weight": {0: float("inf")}}, ValueError, r"`class_weight` must map .*\[0\]=inf"),
