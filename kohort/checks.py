@@ -234,10 +234,11 @@ def _check_numbers(name: str, leaf: Any, whole: str) -> None:
         )
     odd = sorted(dtype for dtype in _dtypes(leaf) if not NUMBERS.fullmatch(dtype))
     if odd:
+        encoder = "LabelEncoder" if whole in ("y", "validation_data[1]") else "OrdinalEncoder"
         raise TypeError(
             f"`{name}` must hold numbers, of NumPy's types. Received: {received(name, leaf)}. "
             f'Convert numbers with `{name}.astype("float32")`; encode text and categories as numbers, '
-            "for example with `sklearn.preprocessing.OrdinalEncoder`."
+            f"for example with `sklearn.preprocessing.{encoder}`."
         )
     if len(leaf.shape) == 0:
         raise ValueError(

@@ -45,7 +45,7 @@ class Cohort:
         RuntimeError: If Keras runs on another backend than JAX.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> x, y = kohort.data.xor()
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
         >>> model.compile(optimizer=keras.optimizers.RMSprop(1e-2), loss="mse")
@@ -136,7 +136,7 @@ class Cohort:
             ValueError: If an argument or array does not fit. The members are left as they were.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
             >>> model.compile(optimizer="rmsprop", loss="mse")
@@ -178,7 +178,7 @@ class Cohort:
             ValueError: If `x` does not fit the model.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -218,7 +218,7 @@ class Cohort:
             ValueError: If the arrays do not fit each other or the model.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -252,7 +252,7 @@ class Cohort:
             ValueError: If no member has that seed.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -288,7 +288,7 @@ class Cohort:
             ValueError: If there is no such metric, it has no direction, or no member has a finite value.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -336,7 +336,7 @@ class Cohort:
             ValueError: If a metric is unknown, nothing is asked, or the criterion returns another shape.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -361,7 +361,7 @@ class Cohort:
             "down" for losses, "up" or "down" for metrics that tell, None for those that do not.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
             >>> kohort.Cohort(model, seeds=8).direction("val_loss")
