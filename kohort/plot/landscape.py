@@ -115,7 +115,7 @@ def loss_landscape(
         RuntimeError: Keras runs on another backend than JAX.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> x, y = kohort.data.xor()
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "relu"), keras.layers.Dense(1)])
         >>> model.compile(loss="mse")
