@@ -31,6 +31,21 @@ def test_each_fault_applies_exactly_once_and_is_python(mutants):
         ast.parse(sources[each.name], each.name)
 
 
+def test_no_fault_is_a_name_that_is_not_there(mutants, tmp_path):
+    """Such a fault would be noticed for what it says, and not for what it does."""
+    for each in mutants.FAULTS:
+        (tmp_path / f"{each.name}.py").write_text(mutants.broken_source(each, ROOT))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--ignore", "F722", tmp_path],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
 def test_there_are_enough_faults_with_names_of_their_own(mutants):
     names = [each.name for each in mutants.FAULTS]
 
