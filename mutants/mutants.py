@@ -23,6 +23,7 @@ from faults import FAULTS, Fault
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
 LIMIT_SECONDS = 300
+UNBROKEN_LIMIT_SECONDS = 1800
 SURVIVED, STALE, BROKEN = "SURVIVED", "STALE", "BROKEN"
 
 
@@ -52,7 +53,7 @@ def broken_source(fault: Fault, root: Path) -> str | None:
     return source.replace(fault.old, fault.new) if source.count(fault.old) == 1 else None
 
 
-def run_tests(root: Path, tests: Iterable[str], programs: Path) -> tuple[int, list[str], str]:
+def run_tests(root: Path, tests: Iterable[str], programs: Path, limit: float) -> tuple[int, list[str], str]:
     """Runs tests in a copy of the project; returns pytest's exit code, the tests that failed, and what it printed."""
     report = root / "report.xml"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-p", "no:cacheprovider", "-p", "no:xdist"]
@@ -68,7 +69,7 @@ def run_tests(root: Path, tests: Iterable[str], programs: Path) -> tuple[int, li
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=LIMIT_SECONDS,
+        timeout=limit,
     )
     cases = xml.etree.ElementTree.parse(report).iter("testcase") if report.exists() else []
     failed = [f"{case.get('classname')}::{case.get('name')}" for case in cases if case.find("failure") is not None]
@@ -90,7 +91,7 @@ def try_fault(fault: Fault, programs: Path) -> Result:
             return result(f"{STALE}: the old text is not exactly once in {fault.file}")
         (root / fault.file).write_text(source)
         try:
-            code, failed, output = run_tests(root, fault.tests, programs)
+            code, failed, output = run_tests(root, fault.tests, programs, LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
             return result(f"{BROKEN}: the tests took longer than {LIMIT_SECONDS} s")
     if failed:
@@ -100,12 +101,11 @@ def try_fault(fault: Fault, programs: Path) -> Result:
     return result(f"{BROKEN}: no test ran to a failure (pytest ended with {code})\n{output[-1500:]}")
 
 
-def check_unbroken(faults: list[Fault], programs: Path) -> str:
-    """Runs the tests of all faults on an unbroken copy; returns what is wrong, or nothing."""
-    tests = dict.fromkeys(test for fault in faults for test in fault.tests)
+def check_unbroken(tests: list[str], programs: Path) -> str:
+    """Runs tests on an unbroken copy; returns what is wrong, or nothing."""
     with tempfile.TemporaryDirectory(prefix="kohort-mutant-") as name:
         copy_project(Path(name))
-        code, failed, output = run_tests(Path(name), tests, programs)
+        code, failed, output = run_tests(Path(name), tests, programs, UNBROKEN_LIMIT_SECONDS)
     return "" if code == 0 else f"{', '.join(failed) or output[-1500:]}"
 
 
@@ -136,10 +136,12 @@ def main() -> None:
         print(*(fault.name for fault in faults), sep="\n")
         return
     with tempfile.TemporaryDirectory(prefix="kohort-programs-") as programs:
-        wrong = check_unbroken(faults, Path(programs))
-        if wrong:
-            raise SystemExit(f"mutants: the tests must pass on an unbroken copy first: {wrong}")
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as executor:
+            tests = sorted({test for fault in faults for test in fault.tests})
+            shares = [share for k in range(AT_ONCE) if (share := tests[k::AT_ONCE])]
+            wrong = "".join(executor.map(check_unbroken, shares, [Path(programs)] * len(shares)))
+            if wrong:
+                raise SystemExit(f"mutants: the tests must pass on an unbroken copy first: {wrong}")
             futures = [executor.submit(try_fault, fault, Path(programs)) for fault in faults]
             results = [show(future.result()) for future in futures]
     noticed = sum(result.is_noticed for result in results)

@@ -31,6 +31,21 @@ def test_each_fault_applies_exactly_once_and_is_python(mutants):
         ast.parse(sources[each.name], each.name)
 
 
+def test_no_fault_is_a_name_that_is_not_there(mutants, tmp_path):
+    """Such a fault would be noticed for what it says, and not for what it does."""
+    for each in mutants.FAULTS:
+        (tmp_path / f"{each.name}.py").write_text(mutants.broken_source(each, ROOT))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--ignore", "F722", tmp_path],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
 def test_there_are_enough_faults_with_names_of_their_own(mutants):
     names = [each.name for each in mutants.FAULTS]
 
@@ -72,8 +87,7 @@ def test_the_runner_tells_what_became_of_a_fault(mutants, tmp_path, old, new, te
 
 @pytest.mark.slow
 def test_tests_must_pass_on_an_unbroken_copy(mutants, tmp_path, monkeypatch):
-    unbroken = [fault(mutants, COUNT, "", TESTS)]
-    assert mutants.check_unbroken(unbroken, tmp_path) == ""
+    assert mutants.check_unbroken(list(TESTS), tmp_path) == ""
     copy = mutants.copy_project
 
     def copy_broken(folder):
@@ -82,7 +96,7 @@ def test_tests_must_pass_on_an_unbroken_copy(mutants, tmp_path, monkeypatch):
         path.write_text(path.read_text().replace(COUNT, WRONG))
 
     monkeypatch.setattr(mutants, "copy_project", copy_broken)
-    assert mutants.check_unbroken(unbroken, tmp_path) == NOTICED
+    assert mutants.check_unbroken(list(TESTS), tmp_path) == NOTICED
 
 
 def run(*arguments):
