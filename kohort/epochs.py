@@ -159,7 +159,7 @@ class ArrayEpochs:
         # A call of one epoch may be longer than a moment; given up, it costs that unfinished epoch. Where it is known
         # to be short it is waited for, and may use up the state that it is given.
         is_short = self._is_short(pace, count)
-        spends = is_short and not keeps and self.programs.spends
+        spends = is_short and not keeps and self.programs.spends and are_distinct(state)
         start = time.perf_counter()
         call = program(state, self.data.training.batch, validation, schedule, count, spends=spends)
         results = None
@@ -195,6 +195,12 @@ class ArrayEpochs:
         partial = np.full(self.capacity, bool(cut.partial)) if schedule.partial is None else schedule.partial
         partial = np.where(full < batches, partial, 0).astype(np.int32)
         return schedule._replace(full=np.minimum(full, batches), partial=partial)
+
+
+def are_distinct(state: State) -> bool:
+    """Says whether no array stands in two places: after EMA, or by a callback, one may, and is not used up twice."""
+    arrays = [id(array) for part in state for array in part]
+    return len(set(arrays)) == len(arrays)
 
 
 @contextmanager
