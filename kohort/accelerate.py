@@ -34,7 +34,7 @@ class FallBackError(RuntimeError):
     """Says why a fit cannot run compiled, where `kohort.install(strict=True)` forbids to run it otherwise.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(loss="mse", run_eagerly=True)
         >>> with kohort.install(strict=True):
@@ -102,7 +102,7 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
         RuntimeError: If something else has put a `fit` of its own into `keras.Model`.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(optimizer="sgd", loss="mse")
         >>> with kohort.install():

@@ -110,7 +110,7 @@ def _check_class_weights(class_weight: Any) -> None:
             "Pass for example {0: 1.0, 1: 2.5}, or `dict(enumerate(weights))`."
         )
     for number, weight in class_weight.items():
-        is_class = isinstance(number, numbers.Real) and number == math.floor(number)
+        is_class = isinstance(number, numbers.Real) and math.isfinite(number) and number == math.floor(number)
         if not is_class or not isinstance(weight, numbers.Real) or not 0 <= float(weight) < math.inf:
             raise ValueError(
                 "`class_weight` must map class numbers (integers) to finite weights of at least 0. "
@@ -234,10 +234,11 @@ def _check_numbers(name: str, leaf: Any, whole: str) -> None:
         )
     odd = sorted(dtype for dtype in _dtypes(leaf) if not NUMBERS.fullmatch(dtype))
     if odd:
+        encoder = "LabelEncoder" if whole in ("y", "validation_data[1]") else "OrdinalEncoder"
         raise TypeError(
             f"`{name}` must hold numbers, of NumPy's types. Received: {received(name, leaf)}. "
             f'Convert numbers with `{name}.astype("float32")`; encode text and categories as numbers, '
-            "for example with `sklearn.preprocessing.OrdinalEncoder`."
+            f"for example with `sklearn.preprocessing.{encoder}`."
         )
     if len(leaf.shape) == 0:
         raise ValueError(

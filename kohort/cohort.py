@@ -21,7 +21,7 @@ from kohort.data import inputs, pass_cut, samples
 from kohort.fit import Request, check_model, why_fall_back
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
 from kohort.members import Members, Rounds, Trained
-from kohort.template import template_of
+from kohort.template import Template, template_of
 
 LARGEST_SEED = 2**32 - 1
 # The generator state of each member is 2.5 kB; what does not fit into one cohort fits into several.
@@ -34,9 +34,10 @@ class Cohort:
     Args:
         model: A built, compiled sequential or functional Keras model. It is cloned, never changed.
         seeds: An integer n for the seeds 0 to n-1, or the seeds themselves, each from 0 to 2**32 - 1.
-        exact: False trains the members of a block in one vectorised program: initial state, dropout state and batch
-            order
-            are Keras's bit for bit, trained weights to rounding. True trains each by itself: then they are, too.
+        exact: False trains the members of a block in one vectorised program: initial state, dropout state and batches
+            are Keras's bit for bit, trained weights to rounding. An optimizer can amplify rounding: over thousands of
+            epochs a few members then go a way of their own, while rates stay. True trains each by itself: then all is
+            bit for bit Keras's.
 
     Raises:
         TypeError: If the model is not Keras's or the seeds are not integers.
@@ -44,7 +45,7 @@ class Cohort:
         RuntimeError: If Keras runs on another backend than JAX.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> x, y = kohort.data.xor()
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
         >>> model.compile(optimizer=keras.optimizers.RMSprop(1e-2), loss="mse")
@@ -66,8 +67,7 @@ class Cohort:
         self.seeds = check_seeds(seeds)
         self.exact = _check_exact(exact)
         _warn_of_fixed_seeds(model)
-        self._template = template_of(model)
-        self._members = Members(self._template, self.seeds, exact)
+        self._members = Members(template_of(model), self.seeds, exact)
 
     def __len__(self) -> int:
         """Returns the number of members."""
@@ -136,7 +136,7 @@ class Cohort:
             ValueError: If an argument or array does not fit. The members are left as they were.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
             >>> model.compile(optimizer="rmsprop", loss="mse")
@@ -157,6 +157,10 @@ class Cohort:
         data = inputs(network, x, y, sample_weight, validation_data, recipe)
         return Rounds(self._members, data, recipe, verbose).train()
 
+    @property
+    def _template(self) -> Template:
+        return self._members.template
+
     def predict(self, x: Any, batch_size: int | None = None, verbose: str | int = 0) -> Any:
         """Returns the outputs of every member.
 
@@ -174,7 +178,7 @@ class Cohort:
             ValueError: If `x` does not fit the model.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -214,7 +218,7 @@ class Cohort:
             ValueError: If the arrays do not fit each other or the model.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -248,7 +252,7 @@ class Cohort:
             ValueError: If no member has that seed.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -284,7 +288,7 @@ class Cohort:
             ValueError: If there is no such metric, it has no direction, or no member has a finite value.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -332,7 +336,7 @@ class Cohort:
             ValueError: If a metric is unknown, nothing is asked, or the criterion returns another shape.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
@@ -357,7 +361,7 @@ class Cohort:
             "down" for losses, "up" or "down" for metrics that tell, None for those that do not.
 
         Example:
-            >>> import keras, kohort
+            >>> import kohort, keras
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
             >>> kohort.Cohort(model, seeds=8).direction("val_loss")

@@ -105,7 +105,7 @@ def fit(
         ValueError: If the model is not compiled or an argument or array does not fit. The model is left as it was.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> keras.utils.set_random_seed(7)
         >>> x, y = kohort.data.xor()
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])

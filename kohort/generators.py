@@ -95,17 +95,20 @@ class MemberGenerators:
     def states(self) -> UInt32[np.ndarray, "member 625"]:
         """One state per member: 624 words of key and the position."""
         with self._lock:
-            if self._states is None:
-                self._states = np.empty((len(self._seeds), 625), np.uint32)
-                for state, seed in zip(self._states, self._seeds, strict=True):
-                    with _generator(state) as generator:
-                        generator.seed(seed)
-            for rows, times in self._owed:
-                for state in self._states:
-                    with _generator(state) as generator:
-                        permutations(generator, rows, times)
-            self._owed = ()
+            if self._states is None or self._owed:
+                # Made aside: an interrupt in the middle leaves all as it was.
+                self._states, self._owed = self._settled(), ()
             return self._states
+
+    def _settled(self) -> UInt32[np.ndarray, "member 625"]:
+        states = np.empty((len(self._seeds), 625), np.uint32) if self._states is None else self._states.copy()
+        for state, seed in zip(states, self._seeds, strict=True):
+            with _generator(state) as generator:
+                if self._states is None:
+                    generator.seed(seed)
+                for rows, times in self._owed:
+                    permutations(generator, rows, times)
+        return states
 
     def owing(self, rows: int, count: int) -> "MemberGenerators":
         """Returns generators from which `count` more permutations were drawn that nobody looks at."""

@@ -291,6 +291,23 @@ def functions(model: keras.Model) -> Functions:
     return Functions(train_step, test_step, predict_step, reset_metrics, results)
 
 
+def finalize(model: keras.Model, state: State) -> State:
+    """Returns the state of a network as `fit` leaves it at its end: an optimizer may put averages in place of weights.
+
+    The arrays are those of `model`'s variables, or of another network that is like it.
+    """
+    weights, optimizer = model.trainable_variables, model.optimizer
+    values = [*state.trainable_variables, *state.optimizer_variables]
+    with keras.StatelessScope(zip([*weights, *optimizer.variables], values, strict=True)) as scope:
+        optimizer.finalize_variable_values(weights)
+    return state._replace(trainable_variables=[scope.get_current_value(v) for v in weights])
+
+
+def ends_with_averages(model: keras.Model) -> bool:
+    """Says whether the optimizer puts averages in place of the weights when a fit ends."""
+    return bool(getattr(model.optimizer, "inner_optimizer", model.optimizer).use_ema)
+
+
 def compile_marker(model: keras.Model) -> Any:
     """Returns an object that is a new one after each `model.compile`."""
     return model._loss_tracker
@@ -446,23 +463,6 @@ def _hides_arguments(kind: type) -> bool:
         return next(i for i, base in enumerate(kind.__mro__) if method in vars(base))
 
     return not kind.__module__.startswith("keras.") and place("__init__") < place("get_config")
-
-
-def compile_like(clone: keras.Model, model: keras.Model) -> None:
-    """Compiles `clone` as `model` was, with an optimizer and metrics of its own."""
-
-    def own(part: Any) -> Any:
-        if not isinstance(part, keras.optimizers.Optimizer | keras.metrics.Metric):
-            return part
-        config = part.get_config()
-        rate = getattr(part, "_learning_rate", None)
-        if rate is not None and not isinstance(rate, keras.Variable):
-            config["learning_rate"] = rate  # a schedule or a function: it has no state, and may have no configuration
-        return type(part).from_config(config)
-
-    options: dict[str, Any] = {**model._compile_config.config}
-    own_options: dict[str, Any] = {name: tree.map_structure(own, value) for name, value in options.items()}
-    clone.compile(**own_options)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ In comes a model, or a configuration; out go names, flags and functions, which o
 exists for the same reason as `keras_internals`, which it was part of: a new Keras release can break nothing outside.
 """
 
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -46,10 +47,41 @@ def kept_options(model: keras.Model) -> dict[str, Any]:
     return kept
 
 
+def compile_options(model: keras.Model) -> dict[str, Any]:
+    """Returns the arguments of `compile` that hold for the model, also those of an earlier one."""
+    return {**model._compile_config.config, **kept_options(model)}
+
+
+def compile_like(clone: keras.Model, model: keras.Model) -> None:
+    """Compiles `clone` as `model` was, with an optimizer and metrics of its own."""
+
+    def own(part: Any) -> Any:
+        if not isinstance(part, keras.optimizers.Optimizer | keras.metrics.Metric):
+            return part
+        config = part.get_config()
+        rate = getattr(part, "_learning_rate", None)
+        if rate is not None and not isinstance(rate, keras.Variable):
+            config["learning_rate"] = rate  # a schedule or a function: it has no state, and may have no configuration
+        return type(part).from_config(config)
+
+    options = compile_options(model)
+    own_options: dict[str, Any] = {name: tree.map_structure(own, value) for name, value in options.items()}
+    clone.compile(**own_options)
+    _decay_like(clone, model)
+
+
+def _decay_like(clone: keras.Model, model: keras.Model) -> None:
+    """Excludes from weight decay what `exclude_from_weight_decay` excluded: no configuration tells it."""
+    theirs, ours = (getattr(m.optimizer, "inner_optimizer", m.optimizer) for m in (model, clone))
+    excluded = getattr(theirs, "_exclude_from_weight_decay", set())
+    pairs = zip(model.variables, clone.variables, strict=True)
+    ours._exclude_from_weight_decay = {ours._var_key(v) for given, v in pairs if theirs._var_key(given) in excluded}
+    ours._exclude_from_weight_decay_pattern = getattr(theirs, "_exclude_from_weight_decay_pattern", None)
+
+
 def functions_of(model: keras.Model) -> dict[str, Callable]:
     """Returns the user's functions that layers, losses and metrics hold, by name: configurations lack their module."""
-    options = {**model._compile_config.config, **kept_options(model)}
-    compiled = [part for option in options.values() for part in tree.flatten(option)]
+    compiled = [part for option in compile_options(model).values() for part in tree.flatten(option)]
     parts = [*compiled, *model._flatten_layers()]
     held = [thing for part in parts for thing in (part, *getattr(part, "__dict__", {}).values())]
     functions = [thing for thing in held if isinstance(thing, types.FunctionType)]
@@ -101,8 +133,8 @@ def is_blind_to_row_order(model: keras.Model) -> bool:
 
     Known of parts of Keras's own that look at rows one by one and draw nothing at random; of all others it is not.
     """
-    config = model._compile_config.config
-    judges = tree.flatten([config[name] for name in ("loss", "metrics", "weighted_metrics")])
+    options = compile_options(model)
+    judges = tree.flatten([options[name] for name in ("loss", "metrics", "weighted_metrics")])
     return _goes_row_by_row(model) and all(map(_is_keras_own, judges))
 
 
@@ -112,9 +144,19 @@ def _goes_row_by_row(operation: Any) -> bool:
         network: Any = operation._functional if isinstance(operation, keras.Sequential) else operation
         return is_plain and all(map(_goes_row_by_row, network.operations))
     functions = [getattr(operation, name, None) for name in ("activation", "activity_regularizer")]
-    return type(operation).__module__.startswith(ROW_BY_ROW) and all(map(_is_keras_own, functions))
+    layers = [part for part in functions if isinstance(part, keras.layers.Layer)]
+    return (
+        type(operation).__module__.startswith(ROW_BY_ROW)
+        and all(map(_goes_row_by_row, layers))
+        and all(map(_is_keras_own, functions))
+    )
 
 
 def _is_keras_own(part: Any) -> bool:
-    named = part if hasattr(part, "__name__") else type(part)
-    return part is None or isinstance(part, str) or named.__module__.startswith("keras.")
+    """Says whether an object, with the function that it may wrap, is Keras's and not somebody else's under its name."""
+    if part is None or isinstance(part, str):
+        return True
+    named = part if isinstance(part, types.FunctionType) else type(part)
+    found = getattr(sys.modules.get(named.__module__), named.__name__, None)
+    wrapped = [getattr(part, name, None) for name in ("fn", "_fn")]
+    return named.__module__.startswith("keras.") and found is named and all(map(_is_keras_own, wrapped))

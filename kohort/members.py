@@ -104,8 +104,9 @@ class Rounds:
     def __init__(self, members: Members, data: Inputs, recipe: Recipe, verbose: Any) -> None:
         """Builds what the data need built; nothing is trained yet."""
         self.members, self.data, self.recipe = members, data, recipe
+        if members.trained is None:
+            members.template = members.template.built_for(data)
         template = members.template
-        template.build(data)
         steps = template.network.steps_per_execution
         # A plain order is drawn anew each epoch; Keras's own iterator also remembers where in the data it is.
         first = BatchOrder(data.training.rows, recipe, steps)
@@ -127,6 +128,8 @@ class Rounds:
         """Runs all epochs; every finished round is kept, whatever happens in a later one."""
         members, epoch = self.members, self.recipe.initial_epoch
         trained = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
+        if self.is_order_seen:
+            _ = trained.generators.states  # what is owed is drawn now, where Ctrl-C is heard
         workers = min(cores(), len(members.blocks))
         with concurrent.futures.ThreadPoolExecutor(workers) as executor, held_interrupt() as interrupt:
             while epoch < self.recipe.epochs and not interrupt:
@@ -138,6 +141,9 @@ class Rounds:
                 epoch += count
                 self.progress.update(epoch - count, count, medians(trained.history))
             self.progress.finish()
+            if not interrupt:
+                finalized = members.template.finalized
+                trained = trained._replace(states=[finalized(state, not members.exact) for state in trained.states])
         members.trained = trained
         return trained.history
 

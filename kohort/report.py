@@ -71,7 +71,7 @@ def report(clear: bool = False) -> Report:
         first. It prints as a table.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> _ = kohort.report(clear=True)
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(optimizer="sgd", loss="mse")

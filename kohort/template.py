@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from kohort import keras_internals, rounding
+from kohort import keras_internals, keras_parts, rounding
 from kohort.data import Inputs
 from kohort.engine import State
 from kohort.programs import Programs
@@ -62,26 +62,48 @@ class Template:
                 f"Received: model={model.name!r}, of which a layer draws from the generator of Python or NumPy. "
                 "Use `keras.initializers` or a `keras.random.SeedGenerator` in that layer."
             )
-        keras_internals.compile_like(self.network, model)
+        keras_parts.compile_like(self.network, model)
         self.programs = Programs(self.network)
         self._initial = jax.jit(jax.vmap(rounding.op_by_op(self._begin)))
         self._built_with: Any = None
+        self._others: dict[Any, Template] = {}
 
     def _begin(self, seeds: Any) -> State:
         """Returns the state that a clone begins with, given the default seeds it draws: traced, shape (draw,)."""
         drawn = iter(range(self.draws))
         with keras_internals.default_seeds(lambda: keras_internals.TracedSeed(seeds[next(drawn)])):
             network = keras_internals.clone(self.network)
-        keras_internals.compile_like(network, self.network)
+        keras_parts.compile_like(network, self.network)
         network.optimizer.build(network.trainable_variables)
         return keras_internals.read_state(network)._replace(metrics_variables=[])
 
-    def build(self, data: Inputs) -> None:
-        """Builds losses, metrics and optimizer for these data."""
+    def built_for(self, data: Inputs) -> "Template":
+        """Returns a template whose losses, metrics and optimizer are built for data of this form: itself, or another.
+
+        Keras chooses a metric by the form of the first targets ("accuracy" stands for several) and keeps it.
+        """
+        form = (
+            jax.tree.structure(data.training.batch),
+            *((a.shape[1:], a.dtype) for a in jax.tree.leaves(data.training.batch)),
+        )
         if self._built_with is None:
             with preserved_generators():
                 keras_internals.symbolic_build(self.network, data.build_iterator)
             self._built_with = jax.tree.map(lambda a: a[:1], data.training.batch)
+            self._others[form] = self
+        if form not in self._others:
+            self._others[form] = Template(self.network).built_for(data)
+        return self._others[form]
+
+    def finalized(self, state: State, members: bool) -> State:
+        """Returns the state of a member, or of a block of them, as a fit leaves it at its end."""
+        if not keras_internals.ends_with_averages(self.network):
+            return state
+
+        def finalize(state: State) -> State:
+            return keras_internals.finalize(self.network, state)
+
+        return jax.vmap(finalize)(state) if members else finalize(state)
 
     def initial(self, seeds: tuple[int, ...]) -> State:
         """Returns the state that the members of a block begin with: leading axis member."""
@@ -99,7 +121,7 @@ class Template:
         """Returns a compiled, built clone whose values are still to be written."""
         with preserved_generators():
             network = keras_internals.clone(self.network)
-        keras_internals.compile_like(network, self.network)
+        keras_parts.compile_like(network, self.network)
         keras_internals.build_like(network, self._built_with)
         return network
 

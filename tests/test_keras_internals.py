@@ -19,6 +19,7 @@ from keras import layers
 from oracle import differences
 
 from kohort import keras_internals as internals
+from kohort import keras_parts
 from kohort.engine import State
 
 LOCK = Path(__file__).parents[1] / "requirements.lock"
@@ -381,7 +382,7 @@ def test_compiled_alike_but_with_an_optimizer_and_metrics_of_its_own():
     loss = keras.losses.Huber(0.3)
     model = compiled(loss=loss, metrics=[keras.metrics.AUC(name="area")], steps_per_execution=2)
     clone = internals.clone(model)
-    internals.compile_like(clone, model)
+    keras_parts.compile_like(clone, model)
 
     assert clone.loss is loss
     assert clone.steps_per_execution == 2

@@ -1,5 +1,6 @@
 """What a Keras model is made of, as private parts of Keras 3.15.1 tell it."""
 
+import functools
 import types
 
 import keras
@@ -23,6 +24,9 @@ def compiled(model=None, loss="mse", **options):
         (lambda: keras.Sequential([layers.Dense(2), layers.ReLU()]), True),
         (lambda: layers.Dense(3, activity_regularizer="l2"), True),
         (lambda: layers.Dense(3, activation=lambda rows: rows[::-1]), False),
+        (lambda: layers.Dense(3, activation=layers.ReLU()), True),
+        (lambda: layers.Dense(3, activation=layers.Dropout(0.5)), False),
+        (lambda: layers.Dense(3, activation=functools.wraps(keras.activations.relu)(lambda x: x[::-1])), False),
         (lambda: layers.Dropout(0.5), False),
         (lambda: layers.Lambda(lambda rows: rows[::-1]), False),
         (lambda: types.new_class("Own", (layers.Dense,))(3), False),
@@ -47,7 +51,9 @@ def test_operations_and_losses_that_see_the_order_of_rows():
     model = keras.Sequential([inputs, layers.Dense(1)])
     model.compile(loss="mse", metrics=["accuracy", keras.metrics.AUC()])
     assert keras_parts.is_blind_to_row_order(model)
-    for own in {"loss": lambda y, out: out - out[::-1]}, {"loss": "mse", "metrics": [lambda y, out: out[0]]}:
+    kept = {"optimizer": "sgd"}  # and with it the loss of the compile before
+    metric = keras.metrics.MeanMetricWrapper(lambda y, out: out[0])
+    for own in {"loss": lambda y, out: out - out[::-1]}, kept, {"loss": "mse", "metrics": [metric]}:
         model.compile(**own)
         assert not keras_parts.is_blind_to_row_order(model)
 

@@ -150,9 +150,12 @@ def test_what_can_run_twice():
 # Outcomes.
 
 
+GENERATORS = verify._generators()  # those of now: other tests draw from them
+
+
 def outcome(weight=1.0, loss=(1.0, 0.5), epochs=(0, 1), **others):
     values = {"w": np.array([0.0, weight], "float32"), "n": np.array(3)}
-    return Outcome(values, {"loss": list(loss), **others}, list(epochs), verify._generators())
+    return Outcome(values, {"loss": list(loss), **others}, list(epochs), GENERATORS)
 
 
 def test_the_same_outcome_parts_nowhere():

@@ -174,7 +174,7 @@ DATA = {
         TypeError,
         r"of NumPy's types\. .*dtype=Float32",
     ),
-    "categories in y": ({"y": pd.Series(["a", "b"] * 6, dtype="category")}, TypeError, r"`y` must hold numbers"),
+    "categories in y": ({"y": pd.Series(["a", "b"] * 6, dtype="category")}, TypeError, r"`y` must hold numbers, .*sklearn.preprocessing.LabelEncoder"),
     "dates": ({"x": np.zeros((12, 2), "datetime64[s]")}, TypeError, r"`x` must hold numbers, .*dtype=datetime64\[s\]"),
     "complex numbers": ({"x": X + 1j}, TypeError, r"`x` must hold numbers, .*dtype=complex64"),
     "int64 beyond int32": (
@@ -270,6 +270,8 @@ RECIPE = {
     ),
     "class_weight by name": ({"class_weight": {"red": 1.0}}, ValueError, r"`class_weight` must map .*\['red'\]=1\.0"),
     "class_weight by half": ({"class_weight": {0.5: 1.0}}, ValueError, r"`class_weight` must map .*\[0\.5\]=1\.0"),
+    "class_weight of infinity": ({"class_weight": {float("inf"): 1.0}}, ValueError, r"must map .*\[inf\]=1\.0"),
+    "class_weight of NaN": ({"class_weight": {float("nan"): 1.0}}, ValueError, r"must map .*\[nan\]=1\.0"),
     "class_weight negative": ({"class_weight": {0: 1, 1: -2}}, ValueError, r"`class_weight` must map .*\[1\]=-2"),
     "class_weight NaN": ({"class_weight": {0: float("nan")}}, ValueError, r"`class_weight` must map .*\[0\]=nan"),
     "class_weight infinite": ({"class_weight": {0: float("inf")}}, ValueError, r"`class_weight` must map .*\[0\]=inf"),

@@ -122,7 +122,7 @@ def units(
         TypeError, ValueError: An argument is not what it must be.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
         >>> kohort.plot.units(model, 0, xlim=(0, 1), ylim=(0, 1)).activations.shape
         (4, 60, 60)

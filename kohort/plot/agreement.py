@@ -119,7 +119,7 @@ def spread(
         TypeError, ValueError: An argument is not what it must be, or all members diverged.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1)])
         >>> model.compile(optimizer="sgd", loss="mse")
         >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()

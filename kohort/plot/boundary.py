@@ -87,7 +87,7 @@ def decision_boundary(
         TypeError, ValueError: An argument is not what it must be.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1, kernel_initializer="ones")])
         >>> limits = {"xlim": (0, 1), "ylim": (0, 1)}
         >>> kohort.plot.decision_boundary(model, **limits, grid_resolution=3).response.tolist()

@@ -218,7 +218,7 @@ def network(
         TypeError, ValueError: An argument is not what it must be.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "relu"), keras.layers.Dense(1)])
         >>> diagram = kohort.plot.network(model)
         >>> diagram.sizes, [maps.shape for maps in diagram.maps]

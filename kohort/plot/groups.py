@@ -124,7 +124,7 @@ def minima(
         TypeError, ValueError: An argument is not what it must be, or all members diverged.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1)])
         >>> model.compile(optimizer=keras.optimizers.SGD(0.2), loss="mse")
         >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()

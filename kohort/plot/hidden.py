@@ -88,7 +88,7 @@ def feature_space(
         TypeError, ValueError: An argument is not what it must be.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> x, y = kohort.data.xor()
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(1)])
         >>> space = kohort.plot.feature_space(model, 0, x, y)

@@ -114,7 +114,7 @@ def loss_landscape(
         TypeError, ValueError: An argument is not what it must be.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> x, y = kohort.data.xor()
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "relu"), keras.layers.Dense(1)])
         >>> model.compile(loss="mse")

@@ -80,7 +80,7 @@ def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds:
         TypeError, ValueError: An argument is not what it must be.
 
     Example:
-        >>> import keras, kohort
+        >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input(shape=(2,)), keras.layers.Dense(1)])
         >>> model.compile(optimizer="sgd", loss="mse")
         >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()
