@@ -174,7 +174,11 @@ DATA = {
         TypeError,
         r"of NumPy's types\. .*dtype=Float32",
     ),
-    "categories in y": ({"y": pd.Series(["a", "b"] * 6, dtype="category")}, TypeError, r"`y` must hold numbers, .*sklearn.preprocessing.LabelEncoder"),
+    "categories in y": (
+        {"y": pd.Series(["a", "b"] * 6, dtype="category")},
+        TypeError,
+        r"`y` must hold numbers, .*sklearn.preprocessing.LabelEncoder",
+    ),
     "dates": ({"x": np.zeros((12, 2), "datetime64[s]")}, TypeError, r"`x` must hold numbers, .*dtype=datetime64\[s\]"),
     "complex numbers": ({"x": X + 1j}, TypeError, r"`x` must hold numbers, .*dtype=complex64"),
     "int64 beyond int32": (
