@@ -1,7 +1,7 @@
 """Compares kohort with plain Keras, and with what else is installed, in one run.
 
-In come XOR, moons, moons as a stream, and moons with a callback; out go a table of figures beside what each must reach, and
-one of times and losses.
+In come XOR, moons, moons as a stream, and moons with a callback; out go a table of figures beside what each must
+reach, and one of times and losses.
 Every contender has a process and a cache folder of its own and works only when told to: those of a problem take turns
 (A B C A B C ...), so that a busy moment of the machine meets them all. A ratio is formed within each round; the median
 over the rounds counts, the lowest and the highest stand beside it.
