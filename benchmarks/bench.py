@@ -1,7 +1,7 @@
 """Compares kohort with plain Keras, and with what else is installed, in one run.
 
-In come three problems, XOR, moons, and moons as a stream; out go a table of figures beside what each must reach, and
-one of times and losses.
+In come XOR, moons, moons as a stream, and moons with a callback; out go a table of figures beside what each must
+reach, and one of times and losses.
 Every contender has a process and a cache folder of its own and works only when told to: those of a problem take turns
 (A B C A B C ...), so that a busy moment of the machine meets them all. A ratio is formed within each round; the median
 over the rounds counts, the lowest and the highest stand beside it.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import contenders
 import results
-from contenders import MOONS, STREAM, XOR, Fit, Problem
+from contenders import CALLBACKS, MOONS, STREAM, XOR, Fit, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
 # Who does not answer for so long is given up, and the table says so.
@@ -38,6 +38,7 @@ LEAST_RATIO = {
     (XOR, "Cohort.fit", "model.fit on JAX"): 5000,
     (MOONS, "Cohort.fit", "model.fit on JAX"): 50,
     (STREAM, "kohort.fit", "model.fit on JAX"): 3,
+    (CALLBACKS, "kohort.fit with an epoch callback", "model.fit on JAX with an epoch callback"): 10,
 }
 MOST_START_SECONDS = 1.0
 
@@ -51,12 +52,13 @@ class Settings(NamedTuple):
     refits: int = 200
     problems: tuple[Problem, ...] = (XOR, MOONS)
     stream: Problem = STREAM
+    callbacks: Problem = CALLBACKS
 
 
 QUICK = Settings(
     1, 0.0, 1, 5,
     (XOR._replace(epochs=30, slow_epochs=2, members=16), MOONS._replace(epochs=2, slow_epochs=1, members=8)),
-    STREAM._replace(rows=80, epochs=2),
+    STREAM._replace(rows=80, epochs=2), CALLBACKS._replace(epochs=2),
 )  # fmt: skip
 
 
@@ -145,13 +147,17 @@ OURS = [
 
 
 def ours(problem: Problem) -> list[Contender]:
-    """Returns kohort's own: cohorts take no streams."""
+    """Returns kohort's own: cohorts take no streams and call no callbacks."""
+    if problem.has_callback:
+        return [OURS[0]._replace(name="kohort.fit with an epoch callback")]
     return OURS[:1] if problem.is_stream else OURS
 
 
 def rivals(problem: Problem) -> list[Contender]:
     """Returns those that kohort is compared with."""
     single = Contender("model.fit on JAX", contenders.keras_fit, values=(1,))
+    if problem.has_callback:
+        return [single._replace(name="model.fit on JAX with an epoch callback")]
     several = single._replace(option="steps_per_execution", values=problem.steps_per_execution)
     if problem.is_stream:
         return [single, several]
@@ -328,6 +334,7 @@ def sections(settings: Settings) -> dict[str, Callable[[], tuple]]:
     races = {problem.name: functools.partial(race, problem, settings) for problem in settings.problems}
     return races | {
         "stream": functools.partial(race, settings.stream, settings),
+        "callbacks": functools.partial(race, settings.callbacks, settings),
         "start": lambda: ([row for problem in settings.problems for row in starts(problem, settings)], []),
         "compilations": lambda: ([row for problem in settings.problems for row in compilation_rows(problem)], []),
         "memory": lambda: (list(memory_rows(xor, settings)), []),
@@ -383,7 +390,10 @@ def report(rows: list[Row], timings: list[Timing], settings: Settings, load: flo
         versions=versions(),
         load=load,
         quick="**Quick run: tiny cases, figures without meaning.** " if settings is QUICK else "",
-        cases="\n".join(f"- {problem.name}: {problem.title}" for problem in (*settings.problems, settings.stream)),
+        cases="\n".join(
+            f"- {problem.name}: {problem.title}"
+            for problem in (*settings.problems, settings.stream, settings.callbacks)
+        ),
         rounds=settings.rounds,
         starts=settings.starts,
     )

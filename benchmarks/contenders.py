@@ -33,6 +33,7 @@ class Problem(NamedTuple):
     slow_epochs: int  # for contenders that would need minutes; their time counts per epoch
     members: int
     is_stream: bool = False  # whether the data come batch by batch, from a PyDataset
+    has_callback: bool = False  # whether a callback that does nothing is called at each epoch
 
     @property
     def network(self) -> str:
@@ -81,6 +82,11 @@ STREAM = MOONS._replace(
     epochs=10,
     slow_epochs=2,
     is_stream=True,
+)
+CALLBACKS = MOONS._replace(
+    name="callbacks",
+    title=f"the same with a callback that does nothing at the end of each epoch; {MOONS.title}",
+    has_callback=True,
 )
 
 
@@ -165,6 +171,13 @@ def warm_fit(problem: Problem, train: Callable, steps_per_execution: int) -> Onc
         arguments: dict[str, Any] = {"x": batches(problem)}
     else:
         arguments = {**dict(zip("xy", data(problem), strict=True)), "batch_size": problem.batch_size}
+
+    class Nothing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+            pass
+
+    if problem.has_callback:
+        arguments["callbacks"] = [Nothing()]
     base = compiled(problem)
     keras.utils.set_random_seed(0)
     model = compiled(problem, base, steps_per_execution)

@@ -105,9 +105,11 @@ class Unknown(NamedTuple):
         is_light = weight_bytes < LIGHT_BYTES
         return cls(one, lax.optimization_barrier(jnp.arange(512) * (one - 1)) if is_light else None)
 
-    def place(self, start: Any, i: Any) -> Any:
-        """Returns `start`, in a way that makes the loop over `i` heavy enough."""
-        return start if self.zeros is None else start + jnp.max(self.zeros * i)
+    def slice_of(self, rows: Any, i: Any, start: Any, size: int) -> Any:
+        """Returns `size` of the rows from `start` on, in a way that makes the loop over `i` heavy enough."""
+        start = start if self.zeros is None else start + jnp.max(self.zeros * i)
+        # Not a slice of all row numbers: where that is the whole, XLA knows its start and drops the ballast.
+        return start + jnp.arange(size) if rows is None else lax.dynamic_slice_in_dim(rows, start, size)
 
 
 def run_batches(
@@ -115,14 +117,11 @@ def run_batches(
 ) -> Any:
     """Applies `carry = step(carry, rows)` to the batches of one pass, each kind of batch in a loop of its own."""
 
-    def slice_of(rows: Any, i: Any, start: Any, size: int) -> Any:
-        return lax.dynamic_slice_in_dim(rows, unknown.place(start, i), size)
-
     def body(i: Any, carry: Any) -> Any:
-        return step(carry, slice_of(rows, i, i * cut.batch_size, cut.batch_size))
+        return step(carry, unknown.slice_of(rows, i, i * cut.batch_size, cut.batch_size))
 
     def last(i: Any, carry: Any) -> Any:
-        return step(carry, slice_of(rows, i, cut.full * cut.batch_size, cut.partial))
+        return step(carry, unknown.slice_of(rows, i, cut.full * cut.batch_size, cut.partial))
 
     if cut.full:
         carry = lax.fori_loop(0, unknown.one * cut.full if full is None else full, body, carry)
@@ -142,14 +141,16 @@ def run_pass(
     full: Any = None,
     partial: Any = None,
 ) -> tuple[State, dict]:
-    """Resets the metrics, runs `step` over one pass of the samples and returns the state and the pass's logs."""
-    rows = jnp.arange(cut.rows) if rows is None else rows
+    """Resets the metrics, runs `step` over one pass of the samples and returns the state and the pass's logs.
+
+    Without `rows` the samples are taken as they come.
+    """
     state = functions.reset_metrics(state)
 
     def one(carry: tuple, rows: Any) -> tuple:
         return behind_barrier(canonical_convolutions(step))(carry[1], take(samples, rows))
 
-    batch = take(samples, rows[: cut.batch_size if cut.full else cut.partial])
+    batch = take(samples, jnp.arange(cut.batch_size if cut.full else cut.partial))
     no_logs, _ = zeros_like_result(step, state, batch)
     logs, state = run_batches(one, (no_logs, state), cut, unknown, rows, full, partial)
     return state, op_by_op(functions.results)(state, logs)

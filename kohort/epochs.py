@@ -159,7 +159,7 @@ class ArrayEpochs:
         # A call of one epoch may be longer than a moment; given up, it costs that unfinished epoch. Where it is known
         # to be short it is waited for, and may use up the state that it is given.
         is_short = self._is_short(pace, count)
-        spends = is_short and not keeps and self.programs.spends
+        spends = is_short and not keeps and self.programs.spends and are_distinct(state)
         start = time.perf_counter()
         call = program(state, self.data.training.batch, validation, schedule, count, spends=spends)
         results = None
@@ -197,6 +197,12 @@ class ArrayEpochs:
         return schedule._replace(full=np.minimum(full, batches), partial=partial)
 
 
+def are_distinct(state: State) -> bool:
+    """Says whether no array stands in two places: after EMA, or by a callback, one may, and is not used up twice."""
+    arrays = [id(array) for part in state for array in part]
+    return len(set(arrays)) == len(arrays)
+
+
 @contextmanager
 def restored_generator(is_short: bool = False) -> Iterator[list]:
     """Leaves NumPy's generator as it was unless the block puts a result into the list that it gets.
@@ -231,8 +237,13 @@ def log_columns(logs: Any, validates: np.ndarray | None, count: int) -> tuple[di
     """
     every = np.ones(count, bool)
     validates = every if validates is None else validates[:count]
-    columns, last = {}, {}
     training, validation = logs
+    if count == 1 and validates is None:  # between callbacks: an epoch takes little longer than this function
+        named = training | {f"val_{name}": log for name, log in validation.items()}
+        values = {name: np.asarray(named[name])[0] for name in sorted(named)}
+        last = {name: value if value.ndim else value.item() for name, value in values.items()}
+        return {name: [value] for name, value in last.items()}, last
+    columns, last = {}, {}
     parts = [("", training, every), ("val_", validation, validates)]
     named = {prefix + name: (log, ran) for prefix, part, ran in parts for name, log in part.items()}
     for name, (log, ran) in sorted(named.items()):

@@ -36,6 +36,8 @@ def permutations(generator: Any, rows: int, count: int) -> np.ndarray:
     dtype = np.min_scalar_type(rows)
     if rows == 1 or count == 0:
         return np.zeros((count, rows), dtype)
+    if count == 1:
+        return generator.permutation(rows).astype(dtype)[None]
     if rows > TABLE_ROWS or count < 8:  # for a few, one call each is the faster way
         return np.array([generator.permutation(rows) for _ in range(count)], dtype).reshape(count, rows)
     picks = generator.randint(0, _bounds(rows, count), dtype=np.uint32).reshape(count, rows - 1)

@@ -74,7 +74,8 @@ class Programs:
     def wait(self, results: tuple, interrupt: Any) -> tuple | None:
         """Waits for what a program computes, state and logs. Returns None as soon as `interrupt` is true."""
         if interrupt is None:
-            return jax.block_until_ready(results)
+            jax.block_until_ready(results[1])  # what one program computes is there all at once
+            return results
         return results if engine.wait(results[1], interrupt) else None
 
     def pace(self, *key: Any) -> Pace:

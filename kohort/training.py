@@ -143,7 +143,7 @@ class Training:
 
     def _reset_metrics(self) -> None:
         """Resets the metrics as Keras does, from the second time on with the arrays of the first."""
-        variables = self.model.metrics_variables
+        variables = self.variables.metrics_variables
         is_known = keras_internals.on_jax() and len(variables) == len(self.blank)
         if is_known and not any(array.is_deleted() for array in self.blank):
             keras_internals.attach_to(variables, self.blank)

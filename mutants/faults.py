@@ -129,15 +129,15 @@ FAULTS = [
     Fault(
         "wrong-last-batch",
         "kohort/engine.py",
-        "return step(carry, slice_of(rows, i, cut.full * cut.batch_size, cut.partial))",
-        "return step(carry, slice_of(rows, i, cut.full * cut.batch_size - 1, cut.partial))",
+        "return step(carry, unknown.slice_of(rows, i, cut.full * cut.batch_size, cut.partial))",
+        "return step(carry, unknown.slice_of(rows, i, cut.full * cut.batch_size - 1, cut.partial))",
         (f"{ENGINE}test_batches_come_in_the_order_of_the_schedule",),
     ),
     Fault(
         "first-batch-every-time",
         "kohort/engine.py",
-        "return step(carry, slice_of(rows, i, i * cut.batch_size, cut.batch_size))",
-        "return step(carry, slice_of(rows, i, 0, cut.batch_size))",
+        "return step(carry, unknown.slice_of(rows, i, i * cut.batch_size, cut.batch_size))",
+        "return step(carry, unknown.slice_of(rows, i, 0, cut.batch_size))",
         (f"{ARGUMENT}[no-partial]",),
     ),
     Fault(

@@ -108,15 +108,48 @@ def test_a_changed_learning_rate_is_seen_by_the_next_cohort():
     assert not np.array_equal(first["loss"], second["loss"])
 
 
-def test_memory_is_flat_over_refits():
+def assert_flat_over_refits(fit, most=20_000, refits=1000):
+    """Asserts that memory grows by at most so many KB after the tenth fit, and that nothing is compiled after it."""
     resource = pytest.importorskip("resource")
-    model = build()
-    for _ in range(20):
-        kohort.fit(model, X, Y, epochs=5, **FIT)
+    for _ in range(10):
+        fit()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(1000):
-        kohort.fit(model, X, Y, epochs=5, **FIT)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # KB
+    with compilations() as seen:
+        for _ in range(refits - 10):
+            fit()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < most
+    assert seen == []
+
+
+def test_memory_is_flat_over_refits():
+    model = build()
+    assert_flat_over_refits(lambda: kohort.fit(model, X, Y, epochs=5, **FIT), most=10_000)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_refits_with_callbacks(tmp_path):
+    model = build()
+
+    def fit():
+        callbacks = [
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None),
+            keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True),
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate),
+            keras.callbacks.ModelCheckpoint(tmp_path / "best.weights.h5", save_weights_only=True, save_best_only=True),
+        ]
+        kohort.fit(model, X, Y, epochs=5, callbacks=callbacks, **FIT)
+
+    assert_flat_over_refits(fit)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_refits_through_install():
+    model = build()
+    kohort.report(clear=True)
+    with kohort.install():
+        assert_flat_over_refits(lambda: model.fit(X, Y, epochs=5, **FIT))
+    told = kohort.report(clear=True)
+    assert told.compiled_calls == told.calls == 1000
 
 
 class press_at:
