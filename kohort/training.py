@@ -52,11 +52,15 @@ class Training:
                     epoch += self._call(epoch, interrupt)
                     if model.stop_training:
                         break
+                if not interrupt:
+                    if not self.has_callbacks:
+                        keras_internals.attach(self.variables, self.state)
+                    model.optimizer.finalize_variable_values(model.trainable_weights)
+                    self.state = keras_internals.values_of(self.variables)
             finally:
                 # With callbacks the model is up to date, also where one of them failed half-way.
                 if not self.has_callbacks:
                     keras_internals.attach(self.variables, self.state)
-                model.optimizer.finalize_variable_values(model.trainable_weights)
                 self.progress.finish()
         self.callbacks.on_train_end(self.logs)
         return model.history

@@ -458,8 +458,8 @@ FAULTS = [
     Fault(
         "interrupted-state-lost",
         "kohort/training.py",
-        "                if not self.has_callbacks:\n",
-        "                if not (self.has_callbacks or interrupt):\n",
+        "half-way.\n                if not self.has_callbacks:\n",
+        "half-way.\n                if not (self.has_callbacks or interrupt):\n",
         (f"{PROMISES}test_interrupt_leaves_the_model_at_the_end_of_an_epoch",),
     ),
     # cohorts
