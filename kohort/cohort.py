@@ -35,9 +35,9 @@ class Cohort:
         model: A built, compiled sequential or functional Keras model. It is cloned, never changed.
         seeds: An integer n for the seeds 0 to n-1, or the seeds themselves, each from 0 to 2**32 - 1.
         exact: False trains the members of a block in one vectorised program: initial state, dropout state and batches
-            are Keras's bit for bit, trained weights to rounding. An optimizer can amplify rounding: over thousands of
-            epochs a few members then go a way of their own, while rates stay. True trains each by itself: then all is
-            bit for bit Keras's.
+            are Keras's bit for bit, trained weights to rounding. An optimizer can amplify rounding: over hundreds
+            of epochs a tenth of the members or more may come to differ visibly. True trains each by itself: then all
+            is bit for bit Keras's.
 
     Raises:
         TypeError: If the model is not Keras's or the seeds are not integers.
