@@ -5,10 +5,7 @@ the same `compile` and the same `fit`. The room exists because one run of a smal
 of them fit into one program.
 """
 
-import itertools
 import numbers
-import warnings
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,14 +15,11 @@ import numpy as np
 from kohort import keras_internals, notebook
 from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets, received
 from kohort.data import inputs, pass_cut, samples
-from kohort.fit import Request, check_model, why_fall_back
+from kohort.fit import check_model
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
 from kohort.members import Members, Rounds, Trained
+from kohort.membership import check_cloneable, check_compilable, check_exact, check_seeds, shown, warn_of_fixed_seeds
 from kohort.template import Template, template_of
-
-LARGEST_SEED = 2**32 - 1
-# The generator state of each member is 2.5 kB; what does not fit into one cohort fits into several.
-MOST_MEMBERS = 1_000_000
 
 
 class Cohort:
@@ -63,10 +57,10 @@ class Cohort:
         """Clones the model; nothing is trained yet."""
         check_backend("kohort.Cohort")
         check_model(model)
-        _check_cloneable(model)
+        check_cloneable(model)
         self.seeds = check_seeds(seeds)
-        self.exact = _check_exact(exact)
-        _warn_of_fixed_seeds(model)
+        self.exact = check_exact(exact)
+        warn_of_fixed_seeds(model)
         self._members = Members(template_of(model), self.seeds, exact)
 
     def __len__(self) -> int:
@@ -152,7 +146,7 @@ class Cohort:
         )  # fmt: skip
         check_recipe(recipe, verbose)
         network = self._template.network
-        _check_compilable(network, x, y, sample_weight, validation_data)
+        check_compilable(network, x, y, sample_weight, validation_data)
         check_data(network, x, y, sample_weight, validation_data, recipe)
         data = inputs(network, x, y, sample_weight, validation_data, recipe)
         return Rounds(self._members, data, recipe, verbose).train()
@@ -267,7 +261,7 @@ class Cohort:
         trained = self._need_training("member")
         if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or int(seed) not in self.seeds:
             raise ValueError(
-                f"`seed` must be one of the cohort's seeds ({_shown(self.seeds)}). Received: {received('seed', seed)}. "
+                f"`seed` must be one of the cohort's seeds ({shown(self.seeds)}). Received: {received('seed', seed)}. "
                 "See `cohort.seeds`."
             )
         network = self._template.member()
@@ -382,110 +376,6 @@ class Cohort:
                 "Call `cohort.fit(x, y, epochs=...)` first."
             )
         return self._members.trained
-
-
-def check_seeds(seeds: Any) -> tuple[int, ...]:
-    """Returns the seeds as a tuple of ints, or raises."""
-    if isinstance(seeds, numbers.Integral) and not isinstance(seeds, bool):
-        if not 1 <= int(seeds) <= MOST_MEMBERS:
-            raise ValueError(
-                f"`seeds` must be a number of members from 1 to {MOST_MEMBERS}, or the seeds themselves. "
-                f"Received: seeds={seeds!r}. Pass for example seeds=1000 for the seeds 0 to 999, or seeds=[3, 17]."
-            )
-        return tuple(range(int(seeds)))
-    if isinstance(seeds, str | bytes | bool) or not isinstance(seeds, Iterable):
-        raise TypeError(
-            f"`seeds` must be an integer or an iterable of integers. Received: {received('seeds', seeds)}. "
-            "Pass for example seeds=1000 or seeds=[3, 17]."
-        )
-    listed = list(itertools.islice(seeds, MOST_MEMBERS + 1))
-    if not 1 <= len(listed) <= MOST_MEMBERS:
-        came = "more" if listed else "none"
-        raise ValueError(
-            f"`seeds` must hold at least one seed and at most {MOST_MEMBERS}. Received: {came}. "
-            "Pass for example range(1000)."
-        )
-    return _check_each_seed(listed)
-
-
-def _check_each_seed(seeds: list) -> tuple[int, ...]:
-    wrong = [s for s in seeds if not isinstance(s, numbers.Integral) or isinstance(s, bool)]
-    if wrong:
-        raise TypeError(
-            f"`seeds` must hold integers. Received: seeds with {received('an element', wrong[0])}. "
-            "Convert them with `int`."
-        )
-    outside = [s for s in seeds if not 0 <= s <= LARGEST_SEED]
-    if outside:
-        raise ValueError(
-            f"`seeds` must hold integers from 0 to {LARGEST_SEED} (as `keras.utils.set_random_seed`). "
-            f"Received: seeds with {outside[0]}. Pass for example range(1000)."
-        )
-    if len(set(seeds)) < len(seeds):
-        repeated, count = Counter(map(int, seeds)).most_common(1)[0]
-        raise ValueError(
-            f"`seeds` must differ, because a seed names a member. Received: seeds with {repeated} {count} times. "
-            "Remove the repeated ones, for example with `set`."
-        )
-    return tuple(int(s) for s in seeds)
-
-
-def _check_exact(exact: Any) -> bool:
-    if not isinstance(exact, bool | np.bool):
-        raise TypeError(f"`exact` must be True or False. Received: {received('exact', exact)}. Pass one of the two.")
-    return bool(exact)
-
-
-def _check_cloneable(model: keras.Model) -> None:
-    if not keras_internals.is_cloneable(model):
-        raise ValueError(
-            "`model` must be a sequential or functional model, because each member is a clone with fresh weights. "
-            f"Received: model={model.name!r} of class {type(model).__name__}. "
-            "Write it as `keras.Model(inputs, outputs)`, or train single models with `kohort.fit`."
-        )
-    if not model.built:
-        raise ValueError(
-            f"`model` must be built, so that its weights have shapes. Received: model={model.name!r}, which is not. "
-            "Begin it with `keras.Input(shape=...)` or call `model.build(input_shape)`."
-        )
-
-
-def _warn_of_fixed_seeds(model: keras.Model) -> None:
-    for part in keras_internals.without_configuration(model):
-        raise ValueError(
-            "`model` must be compiled with parts that can be copied: each member has its own. "
-            f"Received: {type(part).__name__}, which has an `__init__` of its own but no `get_config`. "
-            "Add a `get_config` that returns all arguments of `__init__`."
-        )
-    fixed = keras_internals.fixed_seed_layers(model)
-    if fixed:
-        warnings.warn(
-            f"kohort: these layers hold a fixed seed, so all members are equal there: {', '.join(fixed)}. "
-            "Leave `seed` out of the layer or its initializer to let each member have its own.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _check_compilable(network: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any) -> None:
-    for name, value in {"x": x, "y": y, "sample_weight": sample_weight, "validation_data": validation_data}.items():
-        kind = keras_internals.stream_kind(value)
-        if kind or any(map(keras_internals.is_sparse, keras.tree.flatten(value))):
-            raise TypeError(
-                f"`{name}` must be dense arrays in memory, which all members share. "
-                f"Received: {received(name, value)}, {kind or 'a sparse array'}. "
-                "Collect it into arrays first, or train members one by one with `kohort.fit`."
-            )
-    reason = why_fall_back(network, Request(x, y, sample_weight, validation_data))
-    if reason:
-        raise TypeError(
-            f"`model` must be one whose training can be compiled. Received: model={network.name!r}, where {reason}. "
-            "Compile it with the default options, or train members one by one with `kohort.fit`."
-        )
-
-
-def _shown(seeds: tuple[int, ...]) -> str:
-    return ", ".join(map(str, seeds)) if len(seeds) <= 6 else f"{seeds[0]}, {seeds[1]}, ..., {seeds[-1]}"
 
 
 def _prediction_cut(rows: int, batch_size: int | None) -> Any:

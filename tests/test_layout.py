@@ -48,6 +48,7 @@ ROOMS = [
     "shapes",
     "template",
     "members",
+    "membership",
     "cohort",
     "store",
     "study",
