@@ -81,7 +81,7 @@ class Schedule(NamedTuple):
 
 
 def take(samples: Any, rows: Any) -> Any:
-    """Gathers the batch with these row numbers."""
+    """Gathers the batch with these row numbers; past the end, where no step follows, rows of the end."""
     return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
 
 
@@ -113,20 +113,34 @@ class Unknown(NamedTuple):
 
 
 def run_batches(
-    step: Callable, carry: Any, cut: Cut, unknown: Unknown, rows: Any, full: Any = None, partial: Any = None
+    step: Callable,
+    carry: Any,
+    read: Callable,
+    cut: Cut,
+    unknown: Unknown,
+    rows: Any,
+    full: Any = None,
+    partial: Any = None,
 ) -> Any:
-    """Applies `carry = step(carry, rows)` to the batches of one pass, each kind of batch in a loop of its own."""
+    """Applies `carry = step(carry, read(rows))` to the batches of one pass, each kind of batch in a loop of its own.
 
-    def body(i: Any, carry: Any) -> Any:
-        return step(carry, unknown.slice_of(rows, i, i * cut.batch_size, cut.batch_size))
+    Each batch is read one round ahead and carried to its step: what a loop carries is there in memory, as the batch of
+    Keras's own step is. Read in the same round, it would be merged into the step, which then rounds otherwise.
+    """
 
-    def last(i: Any, carry: Any) -> Any:
-        return step(carry, unknown.slice_of(rows, i, cut.full * cut.batch_size, cut.partial))
+    def loop(count: Any, first: int, size: int, carry: Any) -> Any:
+        def batch(i: Any) -> Any:
+            return read(unknown.slice_of(rows, i, first + i * size, size))
+
+        def body(i: Any, carried: tuple) -> tuple:
+            return step(*carried), batch(i + 1)
+
+        return lax.fori_loop(0, count, body, (carry, batch(0)))[0]
 
     if cut.full:
-        carry = lax.fori_loop(0, unknown.one * cut.full if full is None else full, body, carry)
+        carry = loop(unknown.one * cut.full if full is None else full, 0, cut.batch_size, carry)
     if cut.partial:
-        carry = lax.fori_loop(0, unknown.one if partial is None else partial, last, carry)
+        carry = loop(unknown.one if partial is None else partial, cut.full * cut.batch_size, cut.partial, carry)
     return carry
 
 
@@ -147,12 +161,15 @@ def run_pass(
     """
     state = functions.reset_metrics(state)
 
-    def one(carry: tuple, rows: Any) -> tuple:
-        return behind_barrier(canonical_convolutions(step))(carry[1], take(samples, rows))
+    def read(rows: Any) -> Any:
+        return take(samples, rows)
+
+    def one(carry: tuple, batch: Any) -> tuple:
+        return behind_barrier(canonical_convolutions(step))(carry[1], batch)
 
     batch = take(samples, jnp.arange(cut.batch_size if cut.full else cut.partial))
     no_logs, _ = zeros_like_result(step, state, batch)
-    logs, state = run_batches(one, (no_logs, state), cut, unknown, rows, full, partial)
+    logs, state = run_batches(one, (no_logs, state), read, cut, unknown, rows, full, partial)
     return state, op_by_op(functions.results)(state, logs)
 
 
@@ -239,15 +256,16 @@ def batches_program(functions: Functions, step: Callable, capacity: int) -> Call
     """
 
     def run(state: State, batches: Any, count: Any) -> tuple[State, dict, dict]:
-        def batch_at(place: Any) -> Any:
-            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), batches)
+        def read(place: Any) -> Any:
+            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place[0], keepdims=False), batches)
 
-        def one(carry: tuple, place: Any) -> tuple:
-            return behind_barrier(canonical_convolutions(step))(carry[1], batch_at(place[0]))
+        def one(carry: tuple, batch: Any) -> tuple:
+            return behind_barrier(canonical_convolutions(step))(carry[1], batch)
 
-        no_logs, _ = zeros_like_result(step, state, batch_at(0))
+        no_logs, _ = zeros_like_result(step, state, read([0]))
         stack = Cut(batch_size=1, full=capacity, partial=0)
-        carry = run_batches(one, (no_logs, state), stack, Unknown.of(count, state), jnp.arange(capacity), count)
+        places = jnp.arange(capacity)
+        carry = run_batches(one, (no_logs, state), read, stack, Unknown.of(count, state), places, count)
         return carry[1], carry[0], op_by_op(functions.results)(carry[1], carry[0])
 
     return run

@@ -229,6 +229,16 @@ def test_tiny_network_in_tiny_batches(batch_size):
     assert_same_fit(build, {"x": x, "y": y, "epochs": 60, "batch_size": batch_size})
 
 
+def test_a_validation_of_one_batch_rounds_as_keras_does():
+    # XLA merges a batch that it reads in the same round into the loss, where one epoch in ten then rounds otherwise.
+    rng = np.random.default_rng(1)
+    x, y = (rng.random((40, width), "float32") for width in (4, 3))
+    layer = {"use_bias": False, "kernel_initializer": "ones"}
+    build = compiled(lambda: keras.Sequential([keras.Input((4,)), layers.Dense(3, **layer)]), "sgd", "mse")
+    validation = {"validation_data": (x[:20], y[:20]), "validation_batch_size": 20}
+    assert_same_fit(build, {"x": x, "y": y, "batch_size": 20, "epochs": 80} | validation)
+
+
 @pytest.mark.parametrize("width", [2, 3, 4, 8])
 def test_the_network_of_the_course(width):
     x, y = kohort.data.xor()
