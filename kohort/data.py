@@ -4,7 +4,9 @@ In come arrays and the arguments of a fit, checked; out go arrays as Keras's own
 numbers of every batch exactly as Keras draws them. The room exists so that everything after it can trust both.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -121,7 +123,7 @@ class Inputs(NamedTuple):
     cut: Cut
     validation: Samples | None
     validation_cut: Cut | None
-    build_iterator: Any  # Keras's own iterator over the training data: unbuilt models read a batch of it
+    build_iterator: Callable[[], Any]  # makes Keras's own iterator over the training data: unbuilt models read a batch
 
 
 def inputs(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_data: Any, recipe: Recipe) -> Inputs:
@@ -131,7 +133,8 @@ def inputs(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_da
         (x, y, sample_weight), validation_data = parts
     training = _converted(x, y, sample_weight, recipe.class_weight)
     steps = model.steps_per_execution
-    iterator = keras_internals.epoch_iterator(
+    build_iterator = functools.partial(
+        keras_internals.epoch_iterator,
         x,
         y,
         sample_weight,
@@ -143,8 +146,8 @@ def inputs(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_da
     )
     cut = _cut(training.rows, recipe.batch_size, recipe.steps_per_epoch)
     if validation_data is None:
-        return Inputs(training, cut, None, None, iterator)
-    return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), iterator)
+        return Inputs(training, cut, None, None, build_iterator)
+    return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), build_iterator)
 
 
 def validation_inputs(validation_data: Any, recipe: Recipe, steps_per_execution: int) -> tuple[Samples, Cut]:
@@ -188,12 +191,20 @@ class BatchOrder:
         self.cut = _cut(rows, recipe.batch_size, recipe.steps_per_epoch)
         self.shuffle = recipe.shuffle
         self._steps_per_execution = steps_per_execution
-        arguments = {"batch_size": recipe.batch_size, "steps_per_epoch": recipe.steps_per_epoch}
-        self._iterator = keras_internals.epoch_iterator(
-            np.arange(rows), shuffle=recipe.shuffle, steps_per_execution=steps_per_execution, **arguments
-        )
+        self._recipe = recipe
         plain = recipe.steps_per_epoch is None and recipe.shuffle != "batch"
         self.is_plain = plain and (not recipe.shuffle or keras_internals.shuffles_like_numpy())
+
+    @functools.cached_property
+    def _iterator(self) -> Any:
+        """Keras's own iterator over the row numbers, for orders that are not plain."""
+        return keras_internals.epoch_iterator(
+            np.arange(self.cut.rows),
+            batch_size=self._recipe.batch_size,
+            steps_per_epoch=self._recipe.steps_per_epoch,
+            shuffle=self._recipe.shuffle,
+            steps_per_execution=self._steps_per_execution,
+        )
 
     @property
     def is_one_batch(self) -> bool:

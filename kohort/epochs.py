@@ -73,7 +73,6 @@ class ArrayEpochs:
         self.order = BatchOrder(data.training.rows, recipe, model.steps_per_execution)
         self.capacity = engine.capacity(self.order.row_bytes)
         self.steps: int | None = recipe.steps_per_epoch or data.cut.full + bool(data.cut.partial)
-        self.room: Any = None
         self.programs = programs_of(model)
         self.program = self.programs.epochs(data.cut, data.validation_cut, self.capacity)
         self.pace = self.programs.pace(self.capacity, data.cut, data.validation_cut, shapes_of(data))
@@ -110,9 +109,10 @@ class ArrayEpochs:
         return trained
 
     def _draw(self, count: int) -> Schedule:
-        """Draws into the rows of the last call, which has ended: a call that is given up ends the fit."""
-        schedule = self.order.draw(count, self.capacity, room=self.room)
-        self.room = schedule.rows
+        """Draws into the rows of the last call: it has ended, or it was given up and nobody looks at its results."""
+        room, shape = self.programs.room, (self.capacity, self.order.cut.rows)
+        schedule = self.order.draw(count, self.capacity, room=room if np.shape(room) == shape else None)
+        self.programs.room = schedule.rows
         return schedule
 
     def _train(self, state: State, schedule: Schedule, interrupt: Interrupt, keeps: bool) -> tuple | None:

@@ -39,12 +39,23 @@ def permutations(generator: Any, rows: int, count: int) -> np.ndarray:
     if count == 1:
         return generator.permutation(rows).astype(dtype)[None]
     if rows > TABLE_ROWS or count < 8:  # for a few, one call each is the faster way
-        return np.array([generator.permutation(rows) for _ in range(count)], dtype).reshape(count, rows)
+        return _shuffled(generator, rows, count)
     picks = generator.randint(0, _bounds(rows, count), dtype=np.uint32).reshape(count, rows - 1)
     place = picks[:, 0] * _place_values(rows)[0]
     for column, value in enumerate(_place_values(rows)[1:], 1):
         place += picks[:, column] * value
     return _shuffles(rows)[place]
+
+
+def _shuffled(generator: Any, rows: int, count: int) -> np.ndarray:
+    """Draws permutations one by one: `permutation` shuffles new row numbers each time, which costs a sixth more."""
+    drawn = np.empty((count, rows), np.min_scalar_type(rows))
+    ordered = np.arange(rows)
+    for row in drawn:
+        shuffled = ordered.copy()
+        generator.shuffle(shuffled)
+        row[:] = shuffled
+    return drawn
 
 
 @functools.lru_cache(maxsize=8)

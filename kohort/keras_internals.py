@@ -134,13 +134,16 @@ def stop_reading(iterator: Any) -> None:
 # --- the model as pure functions --------------------------------------------------------------------------------------
 
 
-def symbolic_build(model: keras.Model, iterator: Any) -> bool:
+def symbolic_build(model: keras.Model, make_iterator: Callable[[], Any]) -> bool:
     """Builds what is not built of the model, its metrics and its optimizer. Returns whether a batch was read for it."""
     reads_a_batch = (
         not all(layer.built for layer in model._flatten_layers())
         or (model._compile_metrics is not None and not model._compile_metrics.built)
         or (model._compile_loss is not None and not model._compile_loss.built)
     )
+    if not reads_a_batch and (model.optimizer is None or model.optimizer.built):
+        return False
+    iterator = make_iterator()
     with unbuilt_again_on_failure(model):
         if hasattr(keras.Model, "train_step"):
             model._symbolic_build(iterator=iterator)

@@ -28,6 +28,7 @@ class Programs:
         self._functions = keras_internals.functions(model).traced_once()
         self._marker = keras_internals.compile_marker(model)
         self._made: dict[tuple, Any] = {}
+        self.room: Any = None  # memory that held the row numbers of the last call
 
     def is_of(self, model: keras.Model) -> bool:
         """Says whether the model has not been compiled anew since."""

@@ -297,6 +297,7 @@ class RemotePrograms:
         self._blueprint = blueprint(model)
         self._name = hashlib.sha256(json.dumps(self._blueprint).encode()).hexdigest()
         self._paces: dict[tuple, Pace] = {}
+        self.room: Any = None  # memory that held the row numbers of the last call
 
     def is_of(self, model: keras.Model) -> bool:
         """Says whether the model has not been compiled anew since."""

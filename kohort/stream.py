@@ -159,7 +159,7 @@ class Stream:
         """Builds what is not built of the model by a first batch, and begins anew."""
         is_built = False
         try:
-            keras_internals.symbolic_build(self.model, self.iterator)
+            keras_internals.symbolic_build(self.model, lambda: self.iterator)
             self.iterator.reset()
             is_built = True
         except StopIteration:

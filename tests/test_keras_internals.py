@@ -161,7 +161,7 @@ def test_a_symbolic_build_builds_all_and_reads_one_batch():
     iterator = internals.epoch_iterator(X, Y, batch_size=4, shuffle=True)
     np.random.seed(0)
 
-    assert internals.symbolic_build(model, iterator) is True
+    assert internals.symbolic_build(model, lambda: iterator) is True
     after = np.random.get_state()
     np.random.seed(0)
     np.random.permutation(10)
@@ -169,7 +169,7 @@ def test_a_symbolic_build_builds_all_and_reads_one_batch():
     assert model.built
     assert model.optimizer.built
     assert [part.built for part in (model._compile_metrics, model._compile_loss)] == [True, True]
-    assert internals.symbolic_build(model, iterator) is False
+    assert internals.symbolic_build(model, lambda: iterator) is False
     assert differences(after, np.random.get_state()) == []
 
 
@@ -182,7 +182,7 @@ def test_a_symbolic_build_that_fails_is_undone():
     iterator = internals.epoch_iterator(X, {"p": np.arange(10) % 3, "q": Y}, batch_size=4, shuffle=True)
     before = np.random.get_state()
     with pytest.raises(ValueError, match="same shape"):
-        internals.symbolic_build(model, iterator)
+        internals.symbolic_build(model, lambda: iterator)
 
     assert differences(before, np.random.get_state()) == []
     assert [part.built for part in (model._compile_metrics, model._compile_loss)] == [False, False], SEEN
