@@ -235,6 +235,11 @@ def _dtypes(leaf: Any) -> set[str]:
     return set(map(str, np.atleast_1d(np.asarray(leaf.dtypes, dtype=object))))  # a pandas table has one type per column
 
 
+def _is_plain(leaf: Any) -> bool:
+    """Says whether it is an array of NumPy's that holds booleans, integers or real numbers, as most are."""
+    return type(leaf) is np.ndarray and leaf.dtype.kind in "biuf"
+
+
 def _check_numbers(name: str, leaf: Any, whole: str) -> None:
     if not keras_internals.is_array_like(leaf):
         step = "Encode text as numbers" if isinstance(leaf, str) else f"Convert it with `np.asarray({whole})`"
@@ -242,7 +247,7 @@ def _check_numbers(name: str, leaf: Any, whole: str) -> None:
             f"`{name}` must be an array of numbers (NumPy, JAX or pandas), or a structure of them. "
             f"Received: {received(name, leaf)} of type {type(leaf).__name__}. {step} first."
         )
-    odd = sorted(dtype for dtype in _dtypes(leaf) if not NUMBERS.fullmatch(dtype))
+    odd = [] if _is_plain(leaf) else sorted(dtype for dtype in _dtypes(leaf) if not NUMBERS.fullmatch(dtype))
     if odd:
         encoder = "LabelEncoder" if whole in ("y", "validation_data[1]") else "OrdinalEncoder"
         raise TypeError(

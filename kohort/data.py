@@ -77,6 +77,10 @@ def moons(n_samples: int = 400, noise: float = 0.1, random_state: int = 0) -> tu
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
+# Arrays up to this size are copied in less time than JAX takes to make an array of them.
+SMALL_BYTES = 2**16
+
+
 class Samples(NamedTuple):
     """All rows as one batch in the form in which Keras hands a batch to `train_step`."""
 
@@ -93,7 +97,7 @@ def samples(x: Any, y: Any = None, sample_weight: Any = None) -> Samples:
         sample_weight: Weights of the samples, or None.
 
     Returns:
-        The samples as device arrays; where they are for the worker, as arrays of NumPy.
+        The samples as device arrays; small ones, and those for the worker, as arrays of NumPy.
 
     Raises:
         TypeError: If something is not an array of numbers.
@@ -106,7 +110,14 @@ def samples(x: Any, y: Any = None, sample_weight: Any = None) -> Samples:
 def _converted(x: Any, y: Any, sample_weight: Any, class_weight: Any = None) -> Samples:
     rows = int(_first_array(x).shape[0])
     batch = keras_internals.whole_batch(x, y, sample_weight, class_weight, rows)
-    return Samples(jax.tree.map(jnp.asarray if keras_internals.on_jax() else np.asarray, batch), rows)
+    return Samples(jax.tree.map(_at_hand, batch), rows)
+
+
+def _at_hand(array: Any) -> Any:
+    """Puts an array where the programs read it; there, a small one goes with each call, which costs less than once."""
+    if not keras_internals.on_jax() or (array.nbytes <= SMALL_BYTES and jax.default_backend() == "cpu"):
+        return np.asarray(array)
+    return jnp.asarray(array)
 
 
 def _first_array(x: Any) -> Any:

@@ -6,6 +6,7 @@ lines, which map a program over a leading member axis. The room exists because t
 one program that holds the whole loop over epochs and batches has none.
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -29,6 +30,8 @@ CALL_SECONDS = 0.1
 MAX_EPOCHS = 4096
 # The most bytes of row numbers that one call carries.
 MAX_ROW_BYTES = 16 * 2**20
+# How long a call is waited for by asking whether it is over.
+ASKING_SECONDS = 1e-3
 # A step that reads fewer bytes of weights than this gets ballast; XLA's own limit is a kilobyte.
 LIGHT_BYTES = 4096
 # XLA's CPU client takes NumPy's memory as it is when it begins at a multiple of so many bytes.
@@ -350,6 +353,21 @@ def room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def capacity(row_bytes: int) -> int:
     """Returns the most epochs of one call, given the bytes of row numbers that one epoch carries."""
     return max(1, min(MAX_EPOCHS, MAX_ROW_BYTES // max(1, row_bytes)))
+
+
+def block_until_ready(results: Any) -> None:
+    """Waits for the arrays of one program, which are there all at once.
+
+    To be woken up takes a third as long as a short epoch: for a moment it asks again and again, and gives its turn to
+    others in between.
+    """
+    first, last = jax.tree.leaves(results)[:1], time.perf_counter() + ASKING_SECONDS
+    while not all(leaf.is_ready() for leaf in first) and time.perf_counter() < last:
+        _give_turn()
+    jax.block_until_ready(results)  # raises what went wrong, too
+
+
+_give_turn = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 
 def wait(results: Any, interrupt: Any) -> bool:

@@ -63,6 +63,8 @@ def are_not_dense(x: Any, *others: Any) -> bool:
 
 def stream_kind(x: Any) -> str | None:
     """Names the kind of batch stream that `x` is, or None when it is none that Keras knows."""
+    if x is None or isinstance(x, np.ndarray):
+        return None
     kinds = {
         "a generator": lambda: isinstance(x, types.GeneratorType),
         "a PyDataset": lambda: isinstance(x, keras.utils.PyDataset),

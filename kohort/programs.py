@@ -75,7 +75,7 @@ class Programs:
     def wait(self, results: tuple, interrupt: Any) -> tuple | None:
         """Waits for what a program computes, state and logs. Returns None as soon as `interrupt` is true."""
         if interrupt is None:
-            jax.block_until_ready(results[1])  # what one program computes is there all at once
+            engine.block_until_ready(results[1])
             return results
         return results if engine.wait(results[1], interrupt) else None
 
@@ -112,4 +112,4 @@ def _kept(model: keras.Model, kind: type) -> Any:
 def shapes_of(data: Inputs) -> tuple:
     """Returns shapes and types of all arrays of a fit: programs for others have another pace."""
     batches = [samples.batch for samples in (data.training, data.validation) if samples is not None]
-    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batches))
+    return tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batches))

@@ -25,14 +25,18 @@ class Training:
         """Takes a model that is built; nothing is trained yet."""
         self.model, self.source, self.recipe = model, source, recipe
         self.has_callbacks = bool(callbacks)
+        self.callbacks: keras.callbacks.CallbackList | keras.callbacks.History
         if isinstance(callbacks, keras.callbacks.CallbackList):
             self.callbacks, verbose = callbacks, 0  # complete as it is: Keras adds neither a history nor a bar to it
+        elif not callbacks:
+            self.callbacks = lone_history(model, verbose=verbose, epochs=recipe.epochs, steps=source.steps)
         else:
             self.callbacks = keras.callbacks.CallbackList(
                 callbacks, add_history=True, verbose=verbose, epochs=recipe.epochs, steps=source.steps, model=model
             )
-        self.watching = [each for each in self.callbacks.callbacks if keras_callbacks.watches_loss(each)]
-        self.looks_at_validation = any(map(keras_callbacks.looks_at_validation, self.callbacks.callbacks))
+        listed = getattr(self.callbacks, "callbacks", [])
+        self.watching = [each for each in listed if keras_callbacks.watches_loss(each)]
+        self.looks_at_validation = any(map(keras_callbacks.looks_at_validation, listed))
         self.progress = Progress(recipe.epochs, verbose)
         self.marker = keras_internals.compile_marker(model)
         self.logs: dict = {}
@@ -168,3 +172,12 @@ class Training:
         # A program resets the metrics itself and may use up what it gets: `blank` is not given away.
         is_blank = all(a is b for a, b in zip(state.metrics_variables, self.blank, strict=False))
         self.state = state._replace(metrics_variables=before.metrics_variables) if is_blank else state
+
+
+def lone_history(model: keras.Model, **params: Any) -> keras.callbacks.History:
+    """Returns a history in the place of a list that holds nothing else, for which Keras would keep threads ready."""
+    history = keras.callbacks.History()
+    history.set_params(params)
+    history.set_model(model)
+    model.history = history
+    return history
