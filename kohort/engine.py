@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
 
+from kohort.abreast import abreast, suits
 from kohort.rounding import behind_barrier, canonical_convolutions, op_by_op, traced_once
 
 # A call returns to Python after about this long, so that progress moves and Ctrl-C is heard.
@@ -84,8 +85,12 @@ class Schedule(NamedTuple):
 
 
 def take(samples: Any, rows: Any) -> Any:
-    """Gathers the batch with these row numbers; past the end, where no step follows, rows of the end."""
-    return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
+    """Gathers the batch with these row numbers; past the end, where no step follows, rows of the end.
+
+    Where the row numbers have a second axis, member, it comes last in the batch.
+    """
+    batch = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 1, -1), batch) if rows.ndim == 2 else batch
 
 
 class Unknown(NamedTuple):
@@ -113,6 +118,11 @@ class Unknown(NamedTuple):
         start = start if self.zeros is None else start + jnp.max(self.zeros * i)
         # Not a slice of all row numbers: where that is the whole, XLA knows its start and drops the ballast.
         return start + jnp.arange(size) if rows is None else lax.dynamic_slice_in_dim(rows, start, size)
+
+    def apart(self, function: Callable, *args: Any) -> Any:
+        """Does a function where XLA merges nothing into it or with it: in a branch that it may not take."""
+        result = jax.eval_shape(function, *args)
+        return lax.cond(self.one < 2, function, lambda *_: jnp.zeros(result.shape, result.dtype), *args)
 
 
 def run_batches(
@@ -170,7 +180,7 @@ def run_pass(
     def one(carry: tuple, batch: Any) -> tuple:
         return behind_barrier(canonical_convolutions(step))(carry[1], batch)
 
-    batch = take(samples, jnp.arange(cut.batch_size if cut.full else cut.partial))
+    batch = read(unknown.slice_of(rows, 0, 0, cut.batch_size if cut.full else cut.partial))
     no_logs, _ = zeros_like_result(step, state, batch)
     logs, state = run_batches(one, (no_logs, state), read, cut, unknown, rows, full, partial)
     return state, op_by_op(functions.results)(state, logs)
@@ -380,6 +390,44 @@ def wait(results: Any, interrupt: Any) -> bool:
         time.sleep(pause)
         pause = min(2 * pause, 0.02)
     return True
+
+
+def abreast_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
+    """Returns what `over_members` makes of `epochs_program`, but with the members side by side in each operation."""
+
+    def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
+        members, unknown = jax.tree.leaves(state)[0].shape[0], Unknown.of(count, state)
+
+        def lifted(function: Callable, *in_axes: Any) -> Callable:
+            return abreast(function, in_axes, members, unknown.apart)
+
+        of_all = functions._replace(
+            train_step=lifted(functions.train_step, -1, None if schedule.rows is None else -1),
+            test_step=lifted(functions.test_step, -1, None),
+            reset_metrics=lifted(functions.reset_metrics, -1),
+            results=lifted(functions.results, -1, -1),
+        )
+        rows = None if schedule.rows is None else jnp.moveaxis(schedule.rows, 0, -1)
+        epochs = epochs_program(of_all, cut, validation_cut, capacity)
+        state = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), state)
+        trained = epochs(state, samples, validation, schedule._replace(rows=rows), count)
+        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), trained)
+
+    return run
+
+
+def members_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
+    """Returns `epochs_program` for a block of members: side by side where that is faster, else mapped over them."""
+
+    def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
+        member = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state)
+        size = cut.batch_size if cut.full else cut.partial
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), samples)
+        is_abreast = jax.default_backend() == "cpu" and suits(jax.make_jaxpr(functions.train_step)(member, batch))
+        program = abreast_program if is_abreast else lambda *cuts: over_members(epochs_program(*cuts))
+        return program(functions, cut, validation_cut, capacity)(state, samples, validation, schedule, count)
+
+    return run
 
 
 def over_members(run: Callable) -> Callable:

@@ -38,8 +38,8 @@ class Programs:
         """Returns the training program for one member, or for a block of them."""
 
         def make() -> Callable:
-            run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
-            return engine.training_call(engine.over_members(run) if members else run)
+            program = engine.members_program if members else engine.epochs_program
+            return engine.training_call(program(self._functions, cut, validation_cut, capacity))
 
         return self._once((cut, validation_cut, capacity, members), make)
 

@@ -62,10 +62,15 @@ def evaluate(closed: ClosedJaxpr, inputs: list, apply: Callable[[Any, Callable, 
 
     for equation in jaxpr.eqns:
         variables = [v for v in equation.invars if not isinstance(v, Literal)]
-        single = Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
-        outputs = apply(equation, jaxpr_as_fun(ClosedJaxpr(single, ())), [values[v] for v in variables])
+        outputs = apply(equation, jaxpr_as_fun(single(equation, jaxpr)), [values[v] for v in variables])
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def single(equation: Any, jaxpr: Any) -> ClosedJaxpr:
+    """Returns one operation of a traced program as a program of those of its inputs that are no literals."""
+    variables = [v for v in equation.invars if not isinstance(v, Literal)]
+    return ClosedJaxpr(Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info), ())
 
 
 def op_by_op(function: Callable) -> Callable:

@@ -26,6 +26,7 @@ ROOMS = [
     "notebook",
     "history",
     "rounding",
+    "abreast",
     "engine",
     "wire",
     "generators",
