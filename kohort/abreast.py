@@ -79,7 +79,13 @@ def _stretched(value: Any) -> Any:
 
 def suits(closed: ClosedJaxpr) -> bool:
     """Says whether a traced function of one member gains: all that it does can be done abreast, in small products."""
-    return all(map(_suits, closed.jaxpr.eqns))
+    of_member = set(closed.jaxpr.invars)
+    for equation in closed.jaxpr.eqns:
+        if any(not isinstance(variable, Literal) and variable in of_member for variable in equation.invars):
+            if not _suits(equation):
+                return False
+            of_member.update(equation.outvars)
+    return True
 
 
 def _suits(equation: Any) -> bool:
