@@ -136,6 +136,16 @@ class MemberGenerators:
         others._states = states
         return others
 
+    def kept(self) -> tuple[UInt32[np.ndarray, "member 625"] | None, tuple[Owed, ...]]:
+        """Returns all that `restored` needs beside the seeds: the states as far as they are made, and what is owed."""
+        with self._lock:
+            return self._states, self._owed
+
+    @classmethod
+    def restored(cls, seeds: Sequence[int], states: np.ndarray | None, owed: tuple[Owed, ...]) -> "MemberGenerators":
+        """Returns the generators of which `kept` told all this."""
+        return cls(seeds)._with(states, owed)
+
     @contextmanager
     def of(self, member: int, states: UInt32[np.ndarray, "member 625"]) -> Iterator[np.random.RandomState]:
         """Gives the generator of a member; where it is left goes into `states[member]`."""

@@ -40,3 +40,8 @@ __all__ = [
     "units",
     "wall",
 ]
+
+
+def __dir__() -> list[str]:
+    """Names what is for users, and not the rooms that it comes from."""
+    return __all__
