@@ -5,6 +5,7 @@ model. Custom classes go by the name of their module, which that process imports
 cross is found before anything is touched, and so that both ends read the same values.
 """
 
+import copy
 import functools
 import importlib
 import json
@@ -75,6 +76,7 @@ def described(model: keras.Model, refusal: Callable[[keras.Model, str, str], Val
 
 def rebuilt(description: dict) -> keras.Model:
     """Returns the model that was described, compiled; its metrics are still to be built, and then to be named."""
+    description = copy.deepcopy(description)  # Keras empties configurations as it goes through them
     model = keras.saving.deserialize_keras_object(description["model"])
     keras_parts.set_trainability(model, description["trainable"])
     model.compile_from_config(description["compiled"])

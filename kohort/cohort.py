@@ -15,6 +15,7 @@ import numpy as np
 from kohort import keras_internals, notebook, saving
 from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets, received
 from kohort.data import inputs, pass_cut, samples
+from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
 from kohort.history import CohortHistory
 from kohort.members import Members, Rounds
@@ -156,21 +157,25 @@ class Cohort(Results):
     def _template(self) -> Template:
         return self._members.template
 
-    def predict(self, x: Any, batch_size: int | None = None, verbose: str | int = 0) -> Any:
-        """Returns the outputs of every member.
+    def predict(
+        self, x: Any, batch_size: int | None = None, verbose: str | int = 0, *, aggregate: Aggregate | None = None
+    ) -> Any:
+        """Returns the outputs of every member, or what they say on average and how far they differ.
 
         Args:
             x: Samples, an array (sample, ...) or a structure of them.
             batch_size: Samples per step; 32 if not given.
             verbose: Taken for likeness with Keras; nothing is shown.
+            aggregate: "mean" or "std" of the members, at each sample: of the probabilities, where the loss takes logits
+                (`from_logits=True`). Members whose outputs are not all finite do not count.
 
         Returns:
-            Array (member, sample, ...), or the model's structure of them.
+            Array (member, sample, ...), or the model's structure of them; without the first axis if aggregated.
 
         Raises:
             RuntimeError: If the cohort is not trained.
             TypeError: If `x` is not an array.
-            ValueError: If `x` does not fit the model.
+            ValueError: If `x` does not fit the model, or no member counts.
 
         Example:
             >>> import kohort, keras
@@ -179,18 +184,20 @@ class Cohort(Results):
             >>> model.compile(loss="mse")
             >>> cohort = kohort.Cohort(model, seeds=8)
             >>> history = cohort.fit(x, y, verbose=0)
-            >>> cohort.predict(x).shape
-            (8, 4, 1)
+            >>> cohort.predict(x).shape, cohort.predict(x, aggregate="std").shape
+            ((8, 4, 1), (4, 1))
 
         Source:
             `keras.Model.predict`.
         """
         trained = self._members.need_training("predict")
+        check_aggregate(aggregate)
         checked = samples(x)
         check_features(self._template.network, x)
         cut = _prediction_cut(checked.rows, batch_size)
         program = self._template.programs.predict(cut, members=not self.exact)
-        return self._members.join([program(state, checked.batch) for state in trained.states])
+        outputs = self._members.join([program(state, checked.batch) for state in trained.states])
+        return outputs if aggregate is None else aggregated(outputs, aggregate, self._template.network)
 
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int | None = None, verbose: str | int = 0, sample_weight: Any = None

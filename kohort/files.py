@@ -187,8 +187,8 @@ def read(path: Any, kind: str, newest: int) -> Contents:
     data = _whole(_checked(path))
     try:
         note, arrays = _opened(data)
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise _refused(path, "one whose checksum is right, and its form is not", "Save the cohort anew") from error
+    except (safetensors.SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise _refused(path, "whose checksum is right and whose form is not", "Save the cohort anew") from error
     if note["kind"] != kind:
         raise _refused(path, f"a file of kohort that holds a {note['kind']}", f"Pass one that holds a {kind}")
     if note["version"] > newest:

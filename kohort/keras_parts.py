@@ -13,6 +13,12 @@ from typing import Any
 import keras
 from keras import tree
 from keras.src.models.functional import Functional
+from keras.src.saving.serialization_lib import SafeModeScope
+
+
+def safely() -> Any:
+    """Returns a context in which Keras builds nothing of lambdas and pickles, even where `keras.config` allows it."""
+    return SafeModeScope(True)
 
 
 def trainability(model: keras.Model) -> list[bool]:

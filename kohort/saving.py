@@ -5,6 +5,7 @@ its configuration, and is built from it only after every class in it is known to
 array to be of the size that the model has. The room exists so that a fit can go on in another process, to the bit.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -134,23 +135,33 @@ def load(path: Any, custom_objects: Mapping[str, Any] | None) -> Kept:
         OSError: If the file cannot be read.
         ValueError: If it is damaged, foreign, or newer, or asks for a class that nobody named.
     """
-    contents = files.read(path, KIND, VERSION)
-    place = os.fspath(path)
+    contents, place = files.read(path, KIND, VERSION), os.fspath(path)
+    about, customs = contents.about, dict(custom_objects or {})
+    with _refusals(place), preserved_generators(), keras_parts.safely(), keras.saving.custom_object_scope(customs):
+        _check_settings(place, about)
+        _check_parts(place, [about["model"], about["compiled"]], customs)
+        _check_shapes(place, contents)
+        return Kept(_built(about), contents.arrays["seeds"].tolist(), bool(about["exact"]), contents)
+
+
+class _Refusal(ValueError):
+    """One that is raised here, to be told apart from those of Keras."""
+
+
+@contextlib.contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Raises what building a model raises, which may be much, as one error."""
     try:
-        _check_settings(place, contents.about)
-        _check_parts(place, [contents.about["model"], contents.about["compiled"]], custom_objects or {})
-        with preserved_generators(), keras.saving.custom_object_scope(dict(custom_objects or {})):
-            _check_shapes(place, contents)
-            model = _built(contents.about)
-        seeds = [int(seed) for seed in contents.arrays["seeds"]]
-        return Kept(model, seeds, bool(contents.about["exact"]), contents)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise _refused(place, f"from which no model can be built ({reason})", "Load it where it was saved") from error
+        yield
+    except _Refusal as error:
+        raise ValueError(str(error)) from None
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        received = f"from which no model can be built ({' '.join(str(error).split())[:120]})"
+        raise ValueError(str(_refused(path, received, "Load it under the versions that saved it"))) from error
 
 
-def _refused(path: Any, received: str, step: str) -> ValueError:
-    return ValueError(
+def _refused(path: Any, received: str, step: str) -> _Refusal:
+    return _Refusal(
         "`path` must be a file of which this process can make the cohort again. "
         f"Received: path={path!r}, {received}. {step}."
     )
