@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kohort.history import success_rate
+from kohort.history import check_confidence, success_rate
 
 
 class Comparison(NamedTuple):
@@ -107,6 +107,7 @@ def compared_values(
     """
     from scipy.stats import quantile_test
 
+    check_confidence(confidence)
     worst = -np.inf if direction == "up" else np.inf
     mine, other = (np.where(np.isfinite(values), values, worst).astype(float) for values in (ours, theirs))
     differs = mine != other  # of two that diverged, neither is better

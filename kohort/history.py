@@ -99,13 +99,18 @@ def success_rate(solved: Bool[np.ndarray, " member"] | list[bool], confidence: f
             f"`solved` must have one truth value per member. Received: solved with shape={met.shape}. "
             "Pass an array of shape (member,)."
         )
-    if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
-        raise ValueError(
-            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
-        )
+    check_confidence(confidence)
     k, n = int(met.sum()), int(met.size)
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return SuccessRate(k, n, k / n, float(interval.low), float(interval.high), confidence)
+
+
+def check_confidence(confidence: Any) -> None:
+    """Raises unless this is a confidence level."""
+    if not isinstance(confidence, numbers.Real) or not 0 < float(confidence) < 1:
+        raise ValueError(
+            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
+        )
 
 
 class CohortHistory(Mapping):

@@ -145,7 +145,8 @@ def logits_of(model: keras.Model) -> list[str | None]:
     None where its loss does not take logits, or is not known to.
     """
     count = len(model.outputs)
-    places, kinds = tree.pack_sequence_as(ends(model)[1], list(range(count))), [None] * count
+    places = tree.pack_sequence_as(ends(model)[1], list(range(count)))
+    kinds: list[str | None] = [None] * count
     for path, loss, *_ in (model._compile_loss and model._compile_loss._flat_losses) or []:
         place = places
         for key in path:
@@ -156,7 +157,7 @@ def logits_of(model: keras.Model) -> list[str | None]:
 
 
 def _logits_in(loss: Any) -> str | None:
-    function = getattr(loss, "fn", None)
+    function: Any = getattr(loss, "fn", None)
     options = {**getattr(function, "keywords", {}), **getattr(loss, "_fn_kwargs", {})}
     function = getattr(function, "func", function)  # of a `functools.partial`
     if not options.get("from_logits") or not str(getattr(function, "__module__", "")).startswith("keras."):

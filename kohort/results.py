@@ -179,6 +179,12 @@ class Results:
                 "Train the other network as a cohort, too."
             )
         theirs = other._members.need_training("compare").history
+        if (by is None) == (criterion is None and not bounds):
+            raise ValueError(
+                "`compare` must be given a metric as `by`, or a criterion or bounds, and not both. "
+                f"Received: by={by!r}, criterion={criterion!r}, bounds={bounds!r}. "
+                "Write for example `compare(other, loss=0.01)`."
+            )
         pairs = [(i, theirs.seeds.index(seed)) for i, seed in enumerate(ours.seeds) if seed in theirs.seeds]
         if not pairs:
             raise ValueError(
@@ -191,11 +197,6 @@ class Results:
             met = solved(ours, criterion, bounds, self._directions(bounds))
             met_there = solved(theirs, criterion, bounds, other._directions(bounds))
             return compared_successes(met[mine], met_there[others], confidence)
-        if criterion is not None or bounds:
-            raise ValueError(
-                "`by` must be the only thing to compare by. "
-                f"Received: by={by!r} and a criterion or bounds. Leave one of them out."
-            )
         direction = self._need_direction("by", by, ours)
         other._need_direction("by", by, theirs)
         last, last_there = ours.last(by)[mine], theirs.last(by)[others]

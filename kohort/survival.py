@@ -7,11 +7,11 @@ In come a history and bounds; out comes a survival curve with its band, as array
 import numbers
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kohort.history import CohortHistory
+from kohort.history import CohortHistory, check_confidence
 
 
 class SurvivalCurve(NamedTuple):
@@ -96,15 +96,12 @@ def survival_curve(
     recorded = history["loss"] if "loss" in history else history[next(iter(bounds))]
     censored = np.where(is_stopped, _last_epochs(epochs, recorded), epochs[-1])[is_unsolved]
     curve = _curve(first[~is_unsolved], censored, np.append(epochs[0] - 1, epochs), float(confidence))
-    counts = {"stopped": int(is_stopped.sum()), "diverged": int(is_diverged.sum())}
+    counts: dict[str, Any] = {"stopped": int(is_stopped.sum()), "diverged": int(is_diverged.sum())}
     return SurvivalCurve(**curve, **counts, first=first, confidence=float(confidence))
 
 
 def _check(history: CohortHistory, bounds: Mapping, directions: Mapping, confidence: float) -> None:
-    if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
-        raise ValueError(
-            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
-        )
+    check_confidence(confidence)
     if not bounds:
         raise ValueError(
             "`bounds` must be at least one metric with its bound. Received: bounds={}. "

@@ -200,7 +200,9 @@ def test_members_that_diverged_do_not_count_in_means():
 
     np.testing.assert_allclose(cohort.predict(X, aggregate="mean"), others.mean(axis=0), rtol=1e-5, atol=1e-6)
     state.trainable_variables[0] = np.full_like(kernel, np.nan)
-    with pytest.raises(ValueError, match=r"`cohort` must have at least one member whose outputs are finite\. Received: 4"):
+    with pytest.raises(
+        ValueError, match=r"`cohort` must have at least one member whose outputs are finite\. Received: 4"
+    ):
         cohort.predict(X, aggregate="mean")
 
 
@@ -215,11 +217,27 @@ def one_diverged():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"top": 0}, ValueError, r"`top` must be an integer from 1 to 3, the members there are \(1 of 4 ended with a los"),
-        ({"top": 4}, ValueError, r"`top` must be an integer from 1 to 3, .* not finite\)\. Received: top=4\. Pass for ex"),
-        ({"top": 2.5}, TypeError, r"`top` must be an integer from 1 to 3.* Received: top=2\.5\. Pass for example top=3"),
+        (
+            {"top": 0},
+            ValueError,
+            r"`top` must be an integer from 1 to 3, the members there are \(1 of 4 ended with a los",
+        ),
+        (
+            {"top": 4},
+            ValueError,
+            r"`top` must be an integer from 1 to 3, .* not finite\)\. Received: top=4\. Pass for ex",
+        ),
+        (
+            {"top": 2.5},
+            TypeError,
+            r"`top` must be an integer from 1 to 3.* Received: top=2\.5\. Pass for example top=3",
+        ),
         ({"top": True}, TypeError, r"`top` must be an integer from 1 to 3.* Received: top=True\."),
-        ({"top": 2, "by": "val_loss"}, ValueError, r"`by` must be a metric of the history of which .*: loss, mae\. Rec"),
+        (
+            {"top": 2, "by": "val_loss"},
+            ValueError,
+            r"`by` must be a metric of the history of which .*: loss, mae\. Rec",
+        ),
         ({"top": 2, "by": 3}, ValueError, r"`by` must be a metric of the history .*Received: by=3\."),
     ],
 )
@@ -236,5 +254,7 @@ def test_an_ensemble_of_members_that_all_diverged():
 
 
 def test_an_aggregate_that_there_is_not(one_diverged):
-    with pytest.raises(ValueError, match=r"`aggregate` must be None or one of 'mean', 'std'\. Received: aggregate='max'\."):
+    with pytest.raises(
+        ValueError, match=r"`aggregate` must be None or one of 'mean', 'std'\. Received: aggregate='max'\."
+    ):
         one_diverged.predict(X, aggregate="max")

@@ -144,7 +144,9 @@ def test_a_newer_version_and_another_kind(path):
         files.read(path, "study", 2)
 
 
-@pytest.mark.parametrize("note", [3, {}, {"kind": "cohort"}, {name: kind() for name, kind in files.NOTE.items()} | {"types": {"a": "x"}}])
+@pytest.mark.parametrize(
+    "note", [3, {}, {"kind": "cohort"}, {name: kind() for name, kind in files.NOTE.items()} | {"types": {"a": "x"}}]
+)
 def test_a_forged_note_is_refused_though_its_checksum_is_right(path, note, monkeypatch):
     monkeypatch.setattr(json, "dumps", lambda _: json.JSONEncoder().encode(note))
     files.write(path, "cohort", 1, Contents({}, {"a": np.zeros(2)}))
