@@ -67,7 +67,7 @@ def contents_of(members: Members, trained: Trained) -> Contents:
         "exact": members.exact,
         "batch": _skeleton(template.batch, rows),
         "metrics": list(history),
-        "owed": [list(each) for each in owed],
+        "owed": [[rows, np.asarray(times).tolist()] for rows, times in owed],
     }
     # Of the data themselves nothing is kept: rows of zeros have the same form.
     return Contents(about, arrays | {f"batch/{i}": np.zeros_like(row) for i, row in enumerate(rows)})
@@ -121,7 +121,9 @@ class Kept(NamedTuple):
         batch = _filled(about["batch"], arrays)
         members.template = members.template.built_like(batch, about["metric_names"])
         history = {name: arrays[f"history/{name}"].copy() for name in about["metrics"]}
-        owed = tuple(Owed(*map(int, each)) for each in about["owed"])
+        owed = tuple(
+            Owed(rows, np.asarray(times) if isinstance(times, list) else times) for rows, times in about["owed"]
+        )
         generators = MemberGenerators.restored(members.seeds, arrays.get("generators"), owed)
         log = CohortHistory(history, self.seeds, arrays["epoch"].tolist())
         members.trained = Trained(members.cut(_state(arrays)), generators, log)

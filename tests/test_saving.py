@@ -18,6 +18,8 @@ from test_files import Killed
 
 import kohort
 from kohort import files, saving
+from kohort.engine import State
+from kohort.members import Trained
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(24, 2)).astype("float32")
@@ -153,6 +155,20 @@ def test_of_the_data_nothing_is_kept(tmp_path):
     assert all(not contents.arrays[name].any() for name in contents.arrays if name.startswith("batch/"))
     assert "generators" not in contents.arrays  # what they owe is told, not drawn
     assert contents.about["owed"] == [[24, 3]]
+
+
+def test_all_that_training_leaves_is_kept():
+    """Who adds a field to one of these adds it to `saving`, and to this list."""
+    cohort = kohort.Cohort(dense(), 2)
+    fitted(cohort, "dense", "small", 1)
+    history = cohort.history
+
+    assert Trained._fields == ("states", "generators", "history")
+    assert State._fields == (
+        "trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables",
+    )  # fmt: skip
+    assert vars(history).keys() == {"history", "seeds", "epoch"}
+    assert vars(cohort._members).keys() == {"template", "seeds", "exact", "blocks", "trained"}
 
 
 CONTINUES = """
