@@ -81,10 +81,10 @@ def _shuffles(rows: int) -> np.ndarray:
 
 
 class Owed(NamedTuple):
-    """Permutations that every member has drawn as far as anybody can see, and that are still to be drawn."""
+    """Permutations that the members have drawn as far as anybody can see, and that are still to be drawn."""
 
     rows: int
-    times: int
+    times: Any  # by each member: one number for all, or an array (member,)
 
 
 class MemberGenerators:
