@@ -94,6 +94,7 @@ INSIDE = {
         "diagram",
         "landscape",
         "curves",
+        "response",
         "solving",
         "gallery",
         "agreement",
