@@ -68,7 +68,7 @@ def test_the_axis_has_the_name_of_the_column():
     [
         (
             {},
-            r"`xlim` must be two finite numbers, the lower first \(without `x` there is no default\)\. Received: xlim=N",
+            r"`xlim` must be two finite numbers, the lower first \(without `x` there is no default\)\. Received: xlim",
         ),
         ({"xlim": (1, 0)}, r"`xlim` must be two finite numbers, the lower first\. Received: xlim=\(1, 0\)\."),
         (

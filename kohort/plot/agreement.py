@@ -63,7 +63,7 @@ class Spread(Surface):
 
     def _plot_all(self, is_ours: bool) -> "Spread":
         """Draws the class that most members say, fainter the fewer they are, and where nine of ten agree."""
-        self._paint_classes(self.ax_, np.moveaxis(self.share, 0, -1), 12.0)
+        self.paint_classes(self.ax_, np.moveaxis(self.share, 0, -1), 12.0)
         most = self.share.max(axis=0)
         veils = to_rgba_array([rcParams["axes.facecolor"]] * len(VEILS))
         veils[:, 3] = VEILS

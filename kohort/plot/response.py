@@ -169,7 +169,7 @@ def _answers(source: Any, points: np.ndarray) -> np.ndarray:
     step = "Of more features draw `kohort.plot.decision_boundary`."
     is_one = shape is None or shape == (None, 1)
     require(is_one, "source", "a network of one feature", source, step)
-    answers = source.predict(points, **({"verbose": 0} if isinstance(source, keras.Model) else {}))
+    answers: Any = source.predict(points, **({"verbose": 0} if isinstance(source, keras.Model) else {}))
     is_array = not isinstance(answers, list | tuple | dict)
     answers = np.asarray(answers)[None] if is_array and not hasattr(source, "seeds") else answers
     is_number = is_array and np.shape(answers)[2:] in ((), (1,)) and np.shape(answers)[1:2] == (len(points),)

@@ -40,7 +40,7 @@ class Surface(Plane):
     def paint(self, ax: Any, response: np.ndarray, size: float) -> list:
         """Draws what the response says, and the samples as markers of `size` points; returns the filled regions."""
         known = np.where(np.isfinite(response), response, np.nan)
-        surfaces = (self._paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
+        surfaces = (self.paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
         ax.spines[:].set_linewidth(size / 6)
         if np.isnan(known).any():
             style = {"ha": "center", "va": "center", "path_effects": halo(), "zorder": 5}
@@ -50,7 +50,8 @@ class Surface(Plane):
         ax.set(**self.limits)
         return surfaces
 
-    def _paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
+    def paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
+        """Fills the region of each class, draws the boundaries, and hatches where none leads; returns the regions."""
         scores, surfaces = self.scores(known), []
         open_ = undecided(scores)
         # Each class is painted, with its border, where it beats all those before it, and over them.
