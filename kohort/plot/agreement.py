@@ -155,7 +155,7 @@ def spread(
         >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()
         >>> history = cohort.fit(x, y, epochs=1, verbose=0)
         >>> share = kohort.plot.spread(cohort, x, y, grid_resolution=10).share
-        >>> share.shape, bool((share * 5 % 1 == 0).all())
+        >>> share.shape, bool(((share >= 0) & (share <= 1)).all())
         ((10, 10), True)
 
     Source:
