@@ -6,23 +6,25 @@ of them fit into one program.
 """
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from kohort import keras_internals, notebook
+from kohort import keras_internals, notebook, saving
 from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets, received
 from kohort.data import inputs, pass_cut, samples
+from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
-from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
-from kohort.members import Members, Rounds, Trained
+from kohort.history import CohortHistory
+from kohort.members import Members, Rounds
 from kohort.membership import check_cloneable, check_compilable, check_exact, check_seeds, shown, warn_of_fixed_seeds
+from kohort.results import Results
 from kohort.template import Template, template_of
 
 
-class Cohort:
+class Cohort(Results):
     """Many networks of one architecture and one recipe, each begun from its own seed, trained together.
 
     Args:
@@ -80,7 +82,7 @@ class Cohort:
     @property
     def history(self) -> CohortHistory:
         """The metrics of the last fit: a mapping from metric name to array (member, epoch)."""
-        return self._need_training("history").history
+        return self._members.need_training("history").history
 
     def fit(
         self,
@@ -155,21 +157,25 @@ class Cohort:
     def _template(self) -> Template:
         return self._members.template
 
-    def predict(self, x: Any, batch_size: int | None = None, verbose: str | int = 0) -> Any:
-        """Returns the outputs of every member.
+    def predict(
+        self, x: Any, batch_size: int | None = None, verbose: str | int = 0, *, aggregate: Aggregate | None = None
+    ) -> Any:
+        """Returns the outputs of every member, or what they say on average and how far they differ.
 
         Args:
             x: Samples, an array (sample, ...) or a structure of them.
             batch_size: Samples per step; 32 if not given.
             verbose: Taken for likeness with Keras; nothing is shown.
+            aggregate: "mean" or "std" of the members, at each sample: of the probabilities, where the loss takes logits
+                (`from_logits=True`). Members whose outputs are not all finite do not count.
 
         Returns:
-            Array (member, sample, ...), or the model's structure of them.
+            Array (member, sample, ...), or the model's structure of them; without the first axis if aggregated.
 
         Raises:
             RuntimeError: If the cohort is not trained.
             TypeError: If `x` is not an array.
-            ValueError: If `x` does not fit the model.
+            ValueError: If `x` does not fit the model, or no member counts.
 
         Example:
             >>> import kohort, keras
@@ -178,18 +184,20 @@ class Cohort:
             >>> model.compile(loss="mse")
             >>> cohort = kohort.Cohort(model, seeds=8)
             >>> history = cohort.fit(x, y, verbose=0)
-            >>> cohort.predict(x).shape
-            (8, 4, 1)
+            >>> cohort.predict(x).shape, cohort.predict(x, aggregate="std").shape
+            ((8, 4, 1), (4, 1))
 
         Source:
             `keras.Model.predict`.
         """
-        trained = self._need_training("predict")
+        trained = self._members.need_training("predict")
+        check_aggregate(aggregate)
         checked = samples(x)
         check_features(self._template.network, x)
         cut = _prediction_cut(checked.rows, batch_size)
         program = self._template.programs.predict(cut, members=not self.exact)
-        return self._members.join([program(state, checked.batch) for state in trained.states])
+        outputs = self._members.join([program(state, checked.batch) for state in trained.states])
+        return outputs if aggregate is None else aggregated(outputs, aggregate, self._template.network)
 
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int | None = None, verbose: str | int = 0, sample_weight: Any = None
@@ -224,7 +232,7 @@ class Cohort:
         Source:
             `keras.Model.evaluate` with `return_dict=True`.
         """
-        trained = self._need_training("evaluate")
+        trained = self._members.need_training("evaluate")
         checked = samples(x, y, sample_weight)
         check_features(self._template.network, x)
         check_targets(self._template.network, y)
@@ -258,7 +266,7 @@ class Cohort:
         Source:
             `keras.models.clone_model`.
         """
-        trained = self._need_training("member")
+        trained = self._members.need_training("member")
         if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or int(seed) not in self.seeds:
             raise ValueError(
                 f"`seed` must be one of the cohort's seeds ({shown(self.seeds)}). Received: {received('seed', seed)}. "
@@ -268,114 +276,46 @@ class Cohort:
         keras_internals.write_state(network, self._members.state(trained, self.seeds.index(int(seed))))
         return network
 
-    def best(self, metric: str = "loss") -> keras.Model:
-        """Returns the member whose last recorded value of a metric is the best one.
+    @classmethod
+    def load(cls, path: Any, custom_objects: Mapping[str, Any] | None = None) -> "Cohort":
+        """Makes the cohort again that `save` put in a file; a further `fit` goes on where it stopped.
+
+        A file is data: nothing in it is executed. It is read only if it is whole, and its model is built only of
+        Keras's own parts and of those that you name.
 
         Args:
-            metric: A metric of the history, such as "val_loss". Losses are best when low; metrics as Keras says.
+            path: The file.
+            custom_objects: Name to class or function, for those of your own that are not registered with Keras.
 
         Returns:
-            As `member`. Of equal members, the first in the order of the seeds.
+            The cohort, trained as far as it was.
 
         Raises:
-            RuntimeError: If the cohort is not trained.
-            ValueError: If there is no such metric, it has no direction, or no member has a finite value.
+            OSError: If the file cannot be read.
+            RuntimeError: If Keras runs on another backend than JAX.
+            TypeError: If `path` is no path.
+            ValueError: If the file is damaged, not of kohort, of a newer version, or needs a class that nobody named.
 
         Example:
             >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
-            >>> cohort = kohort.Cohort(model, seeds=8)
-            >>> history = cohort.fit(x, y, verbose=0)
-            >>> best = cohort.best("loss")
+            >>> cohort = kohort.Cohort(model, seeds=[3, 17], exact=True)
+            >>> history = cohort.fit(x, y, epochs=5, verbose=0)
+            >>> cohort.save("xor.kohort")
+            >>> further = kohort.Cohort.load("xor.kohort").fit(x, y, epochs=5, verbose=0)
+            >>> bool((further["loss"] == cohort.fit(x, y, epochs=5, verbose=0)["loss"]).all())
+            True
 
         Source:
-            The choice that `keras.callbacks.ModelCheckpoint(save_best_only=True)` makes over epochs, made over members.
+            `keras.saving.deserialize_keras_object`, always in safe mode.
         """
-        history = self._need_training("best").history
-        directions = self._directions(history)
-        ranked = [name for name, direction in directions.items() if direction and history[name].ndim == 2]
-        if not isinstance(metric, str) or metric not in ranked:
-            raise ValueError(
-                "`metric` must be a metric of the history of which Keras knows whether more is better: "
-                f"{', '.join(ranked)}. Received: {received('metric', metric)}. "
-                "For any other rule use `cohort.history` and `cohort.member(seed)`."
-            )
-        last = history.last(metric)
-        if not np.isfinite(last).any():
-            raise ValueError(
-                f"`metric` must be finite for at least one member. Received: metric={metric!r}, all of them diverged. "
-                "Train with a smaller learning rate."
-            )
-        worst_if_not_finite = np.where(np.isfinite(last), last if directions[metric] == "down" else -last, np.inf)
-        return self.member(self.seeds[int(np.argmin(worst_if_not_finite))])
-
-    def success_rate(
-        self, criterion: Criterion | None = None, /, *, confidence: float = 0.95, **bounds: float
-    ) -> SuccessRate:
-        """Counts the members that solved the problem and gives the Wilson interval of the rate.
-
-        Args:
-            criterion: Callable that takes the history and returns one truth value per member.
-            confidence: Confidence level of the interval.
-            **bounds: Metric name to the bound its last recorded value must reach: losses at most, accuracies at least.
-
-        Returns:
-            `SuccessRate(k, n, rate, low, high, confidence)`.
-
-        Raises:
-            RuntimeError: If the cohort is not trained.
-            TypeError: If the criterion is not callable.
-            ValueError: If a metric is unknown, nothing is asked, or the criterion returns another shape.
-
-        Example:
-            >>> import kohort, keras
-            >>> x, y = kohort.data.xor()
-            >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-            >>> model.compile(loss="mse")
-            >>> cohort = kohort.Cohort(model, seeds=8)
-            >>> history = cohort.fit(x, y, verbose=0)
-            >>> print(cohort.success_rate(loss=0.01))
-            0 of 8 (0.0 %, 95 % interval 0.0 to 32.4 %)
-
-        Source:
-            Wilson (1927), by `scipy.stats.binomtest`.
-        """
-        history = self._need_training("success_rate").history
-        return success_rate(solved(history, criterion, bounds, self._directions(bounds)), confidence)
-
-    def direction(self, metric: str) -> str | None:
-        """Says in which direction a metric gets better, as Keras knows it.
-
-        Args:
-            metric: A metric of the history, such as "val_loss".
-
-        Returns:
-            "down" for losses, "up" or "down" for metrics that tell, None for those that do not.
-
-        Example:
-            >>> import kohort, keras
-            >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-            >>> model.compile(loss="mse")
-            >>> kohort.Cohort(model, seeds=8).direction("val_loss")
-            'down'
-
-        Source:
-            What `keras.callbacks.EarlyStopping(mode="auto")` goes by.
-        """
-        return keras_internals.metric_direction(self._template.network, metric)
-
-    def _directions(self, metrics: Iterable[str]) -> dict[str, str | None]:
-        return {name: self.direction(name) for name in metrics}
-
-    def _need_training(self, asked: str) -> Trained:
-        if self._members.trained is None:
-            raise RuntimeError(
-                f"`cohort.{asked}` must come after `cohort.fit`. Received: a cohort that is not trained. "
-                "Call `cohort.fit(x, y, epochs=...)` first."
-            )
-        return self._members.trained
+        check_backend("kohort.Cohort")
+        kept = saving.load(path, custom_objects)
+        cohort = cls(kept.model, kept.seeds, exact=kept.exact)
+        kept.put_into(cohort._members)
+        return cohort
 
 
 def _prediction_cut(rows: int, batch_size: int | None) -> Any:

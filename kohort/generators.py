@@ -81,10 +81,10 @@ def _shuffles(rows: int) -> np.ndarray:
 
 
 class Owed(NamedTuple):
-    """Permutations that every member has drawn as far as anybody can see, and that are still to be drawn."""
+    """Permutations that the members have drawn as far as anybody can see, and that are still to be drawn."""
 
     rows: int
-    times: int
+    times: Any  # by each member: one number for all, or an array (member,)
 
 
 class MemberGenerators:
@@ -135,6 +135,16 @@ class MemberGenerators:
         others = MemberGenerators(self._seeds, owed)
         others._states = states
         return others
+
+    def kept(self) -> tuple[UInt32[np.ndarray, "member 625"] | None, tuple[Owed, ...]]:
+        """Returns all that `restored` needs beside the seeds: the states as far as they are made, and what is owed."""
+        with self._lock:
+            return self._states, self._owed
+
+    @classmethod
+    def restored(cls, seeds: Sequence[int], states: np.ndarray | None, owed: tuple[Owed, ...]) -> "MemberGenerators":
+        """Returns the generators of which `kept` told all this."""
+        return cls(seeds)._with(states, owed)
 
     @contextmanager
     def of(self, member: int, states: UInt32[np.ndarray, "member 625"]) -> Iterator[np.random.RandomState]:

@@ -5,10 +5,11 @@ be read, tested and kept without JAX or Keras.
 """
 
 import enum
+import importlib.util
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Num
@@ -16,6 +17,11 @@ from jaxtyping import Bool, Num
 from kohort import notebook
 
 __all__ = ["CohortHistory", "Outcome", "SuccessRate", "success_rate"]
+
+
+def __dir__() -> list[str]:
+    """Names what is for users, and not what only kohort needs."""
+    return __all__
 
 
 class Outcome(enum.StrEnum):
@@ -93,13 +99,18 @@ def success_rate(solved: Bool[np.ndarray, " member"] | list[bool], confidence: f
             f"`solved` must have one truth value per member. Received: solved with shape={met.shape}. "
             "Pass an array of shape (member,)."
         )
-    if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
-        raise ValueError(
-            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
-        )
+    check_confidence(confidence)
     k, n = int(met.sum()), int(met.size)
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return SuccessRate(k, n, k / n, float(interval.low), float(interval.high), confidence)
+
+
+def check_confidence(confidence: Any) -> None:
+    """Raises unless this is a confidence level."""
+    if not isinstance(confidence, numbers.Real) or not 0 < float(confidence) < 1:
+        raise ValueError(
+            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
+        )
 
 
 class CohortHistory(Mapping):
@@ -188,11 +199,81 @@ class CohortHistory(Mapping):
             recorded |= ~np.isfinite(self.history["loss"]).any(axis=0)
         return recorded
 
+    def to_xarray(self) -> Any:
+        """Returns the metrics as labelled arrays.
+
+        Returns:
+            An `xarray.Dataset` with the axes `member`, whose labels are the seeds, and `epoch`; each metric is a
+            variable of it, and so is the `outcome` of each member, by name. Metrics of several numbers have one axis
+            more.
+
+        Raises:
+            ImportError: If xarray is not installed.
+
+        Example:
+            >>> import numpy as np
+            >>> from kohort.history import CohortHistory
+            >>> history = CohortHistory({"loss": np.array([[0.5, 0.1], [0.5, 0.4]])}, seeds=[3, 8], epoch=[0, 1])
+            >>> float(history.to_xarray().loss.sel(member=8, epoch=1))
+            0.4
+        """
+        xarray = _optional("xarray", "to_xarray")
+
+        def variable(name: str, values: np.ndarray) -> tuple:
+            further = [f"{name}_{axis}" for axis in range(values.ndim - 2)]
+            return ("member", "epoch", *further), values
+
+        metrics = {name: variable(name, values) for name, values in self.history.items()}
+        if "loss" in self:
+            metrics["outcome"] = ("member",), np.array([outcome.name for outcome in self.outcome])
+        return xarray.Dataset(metrics, {"member": self.seeds, "epoch": self.epoch})
+
+    def to_pandas(self) -> Any:
+        """Returns the metrics as a table, one row for each member and epoch.
+
+        Returns:
+            A `pandas.DataFrame` with the index (`member`, `epoch`), of which a member's label is its seed, and a column
+            for each metric; of a metric of several numbers one for each of them, such as `f1_score[0]`.
+
+        Raises:
+            ImportError: If pandas is not installed.
+
+        Example:
+            >>> import numpy as np
+            >>> from kohort.history import CohortHistory
+            >>> history = CohortHistory({"loss": np.array([[0.5, 0.1], [0.5, 0.4]])}, seeds=[3, 8], epoch=[0, 1])
+            >>> history.to_pandas()
+                          loss
+            member epoch
+            3      0       0.5
+                   1       0.1
+            8      0       0.5
+                   1       0.4
+        """
+        pandas = _optional("pandas", "to_pandas")
+        index = pandas.MultiIndex.from_product([self.seeds, self.epoch], names=["member", "epoch"])
+        columns: dict[str, np.ndarray] = {}
+        for name, values in self.history.items():
+            rows = values.reshape(len(index), -1)
+            labels = [name] if values.ndim == 2 else [f"{name}[{i}]" for i in range(rows.shape[1])]
+            columns |= dict(zip(labels, rows.T, strict=True))
+        return pandas.DataFrame(columns, index)
+
     @property
     def outcome(self) -> np.ndarray:
         """The `Outcome` of each member, an object array (member,)."""
         finite = np.isfinite(self.last("loss")) if self.epoch else np.ones(len(self.seeds), bool)
         return np.array([Outcome.COMPLETED if ok else Outcome.DIVERGED for ok in finite], dtype=object)
+
+
+def _optional(package: str, asked: str) -> Any:
+    """Returns a package that kohort can do without, or raises."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"`{asked}` must find the package {package}. Received: an environment without it. "
+            f"Install it: `python -m pip install 'kohort[{package}]'`."
+        )
+    return importlib.import_module(package)
 
 
 Criterion = Callable[[CohortHistory], np.ndarray]

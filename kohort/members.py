@@ -47,6 +47,15 @@ class Members:
         self.blocks = [range(i, i + 1) for i in range(len(seeds))] if exact else cut_into_blocks(len(seeds))
         self.trained: Trained | None = None
 
+    def need_training(self, asked: str) -> Trained:
+        """Returns the trained members, or raises that they are asked too early."""
+        if self.trained is None:
+            raise RuntimeError(
+                f"`cohort.{asked}` must come after `cohort.fit`. Received: a cohort that is not trained. "
+                "Call `cohort.fit(x, y, epochs=...)` first."
+            )
+        return self.trained
+
     def join(self, results: list) -> Any:
         """Joins the results of all blocks along the member axis and drops the padding."""
 
@@ -55,6 +64,22 @@ class Members:
             return np.stack(arrays) if self.exact else np.concatenate(arrays)[: len(self.seeds)]
 
         return jax.tree.map(joined, *results)
+
+    def cut(self, state: State) -> list[State]:
+        """Cuts the states of all members, leading axis member, into those of the blocks: the inverse of `join`."""
+        if self.exact:
+            return unstacked(state)
+        width = len(self.blocks[0])
+        padding = self.blocks[-1].stop - len(self.seeds)
+
+        def padded(array: Any) -> np.ndarray:
+            return np.concatenate([array, np.repeat(array[-1:], padding, axis=0)])
+
+        def block_of(start: int) -> State:
+            return jax.tree.map(lambda a: a[start : start + width], whole)
+
+        whole = jax.tree.map(padded, state)
+        return [block_of(block.start) for block in self.blocks]
 
     def state(self, trained: Trained, member: int) -> State:
         """Returns the state of one trained member."""
