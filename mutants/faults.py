@@ -54,8 +54,8 @@ FAULTS = [
     Fault(
         "validation-on-training-data",
         "kohort/data.py",
-        "return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), iterator)",
-        "return Inputs(training, cut, *validation_inputs((x, y, sample_weight), recipe, steps), iterator)",
+        "return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), build_iterator)",
+        "return Inputs(training, cut, *validation_inputs((x, y, sample_weight), recipe, steps), build_iterator)",
         (f"{ARGUMENT}[validation-data]",),
     ),
     Fault(
@@ -82,9 +82,24 @@ FAULTS = [
     Fault(
         "steps-per-epoch-ignored",
         "kohort/data.py",
-        'arguments = {"batch_size": recipe.batch_size, "steps_per_epoch": recipe.steps_per_epoch}',
-        'arguments = {"batch_size": recipe.batch_size, "steps_per_epoch": None}',
+        "steps_per_epoch=self._recipe.steps_per_epoch,",
+        "steps_per_epoch=None,",
         (f"{ARGUMENT}[steps]",),
+    ),
+    # members abreast
+    Fault(
+        "term-of-a-product-left-out",
+        "kohort/abreast.py",
+        "(left[term] * right[term] for term in terms))",
+        "(left[term] * right[term] for term in list(terms)[:-1] or [()]))",
+        ("tests/test_abreast.py::test_as_vmap[matrix-matrix-None]",),
+    ),
+    Fault(
+        "members-axis-mixed-with-rows",
+        "kohort/engine.py",
+        "lambda a: jnp.moveaxis(a, 1, -1), batch) if rows.ndim == 2",
+        "lambda a: jnp.moveaxis(a, 0, -1), batch) if rows.ndim == 2",
+        ("tests/test_abreast.py::test_a_program_of_members_abreast_trains_as_the_mapped_one[middle0-True]",),
     ),
     # the order of the batches
     Fault(
@@ -118,8 +133,8 @@ FAULTS = [
     Fault(
         "same-order-in-each-epoch",
         "kohort/generators.py",
-        "return np.array([generator.permutation(rows) for _ in range(count)], dtype).reshape(count, rows)",
-        "return np.tile(generator.permutation(rows).astype(dtype), (count, 1))",
+        "        shuffled = ordered.copy()\n        generator.shuffle(shuffled)\n        row[:] = shuffled\n",
+        "        row[:] = ordered\n    generator.shuffle(drawn[0])\n    drawn[:] = drawn[0]\n",
         (f"{FIT}test_many_epochs_over_several_calls",),
     ),
     Fault(
