@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import keras
 
-from kohort import engine, keras_internals, remote
+from kohort import engine, keras_internals, python_code, remote
 from kohort.data import Inputs
 from kohort.engine import Cut, Pace
 from kohort.remote import RemotePrograms
@@ -27,12 +27,13 @@ class Programs:
         """Holds the model weakly; nothing is traced yet."""
         self._functions = keras_internals.functions(model).traced_once()
         self._marker = keras_internals.compile_marker(model)
+        self._settings = settings_of(model)
         self._made: dict[tuple, Any] = {}
         self.room: Any = None  # memory that held the row numbers of the last call
 
     def is_of(self, model: keras.Model) -> bool:
-        """Says whether the model has not been compiled anew since."""
-        return self._marker is keras_internals.compile_marker(model)
+        """Says whether the model has not been compiled anew since, and its steps do what they did."""
+        return self._marker is keras_internals.compile_marker(model) and self._settings == settings_of(model)
 
     def epochs(self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False) -> Callable:
         """Returns the training program for one member, or for a block of them."""
@@ -87,6 +88,11 @@ class Programs:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def settings_of(model: keras.Model) -> list[Any]:
+    """Returns the settings that Keras would see at the next step, where it does not look at the first step only."""
+    return python_code.settings(model) if keras_internals.runs_op_by_op(model) else []
 
 
 _programs: "weakref.WeakKeyDictionary[keras.Model, Programs | RemotePrograms]" = weakref.WeakKeyDictionary()

@@ -165,7 +165,8 @@ def canonical_convolutions(function: Callable) -> Callable:
             return [canonical_convolution(*inputs, **equation.params)]
         is_literal_free = len(inputs) == len(equation.invars)
         if is_literal_free and any(map(has_odd, inlined(equation))):
-            return evaluate(*inlined(equation), inputs, apply)
+            (called,) = inlined(equation)
+            return evaluate(called, inputs, apply)
         return as_traced(*inputs)
 
     def run(*args: Any) -> Any:

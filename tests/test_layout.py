@@ -33,6 +33,7 @@ ROOMS = [
     "engine",
     "wire",
     "generators",
+    "python_code",
     "keras_internals",
     "keras_callbacks",
     "keras_parts",
