@@ -233,7 +233,7 @@ def _check_all_but_numbers(model: keras.Model, *data_and_recipe: Any) -> None:
     try:
         check_data(model, *data, recipe=recipe)
     except NotFiniteError:
-        check_data(model, *keras.tree.map_structure(_finite, data), recipe=recipe)
+        check_data(model, *(keras.tree.map_structure(_finite, part) for part in data), recipe=recipe)
 
 
 def _finite(leaf: Any) -> Any:

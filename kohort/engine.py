@@ -82,6 +82,7 @@ class Schedule(NamedTuple):
     full: Int[Array | np.ndarray, " epoch"] | None = None  # full batches of the epoch; None: all of the cut
     partial: Int[Array | np.ndarray, " epoch"] | None = None  # partial batches of the epoch, 0 or 1; None: as cut
     validates: Bool[Array | np.ndarray, " epoch"] | None = None  # whether validation follows; None: always
+    resets: Bool[Array | np.ndarray, " epoch"] | None = None  # whether the metrics begin anew; None: always
 
 
 def take(samples: Any, rows: Any) -> Any:
@@ -167,12 +168,15 @@ def run_pass(
     rows: Any = None,
     full: Any = None,
     partial: Any = None,
-) -> tuple[State, dict]:
+    resets: Any = None,
+) -> tuple[State, Any]:
     """Resets the metrics, runs `step` over one pass of the samples and returns the state and the pass's logs.
 
-    Without `rows` the samples are taken as they come.
+    Without `rows` the samples are taken as they come. With `resets` it is a piece of a pass, which goes on with the one
+    before where that is false; the logs are then a pair, with those of the last step.
     """
-    state = functions.reset_metrics(state)
+    fresh = functions.reset_metrics(state)
+    state = fresh if resets is None else jax.tree.map(lambda a, b: jnp.where(resets, a, b), fresh, state)
 
     def read(rows: Any) -> Any:
         return take(samples, rows)
@@ -183,7 +187,8 @@ def run_pass(
     batch = read(unknown.slice_of(rows, 0, 0, cut.batch_size if cut.full else cut.partial))
     no_logs, _ = zeros_like_result(step, state, batch)
     logs, state = run_batches(one, (no_logs, state), read, cut, unknown, rows, full, partial)
-    return state, op_by_op(functions.results)(state, logs)
+    results = op_by_op(functions.results)(state, logs)
+    return state, results if resets is None else (results, logs)
 
 
 def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
@@ -194,8 +199,8 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
     """
 
     def train(state: State, samples: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
-        of_epoch = [None if part is None else part[e] for part in schedule[:3]]
-        return run_pass(functions, functions.train_step, state, samples, cut, unknown, *of_epoch)
+        rows, full, partial, _, resets = [None if part is None else part[e] for part in schedule]
+        return run_pass(functions, functions.train_step, state, samples, cut, unknown, rows, full, partial, resets)
 
     def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
         state, logs = train(state, samples, schedule, e, unknown)

@@ -228,18 +228,22 @@ def why_fall_back(model: keras.Model, request: Request, inside_fit: bool = False
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"
     return (
-        keras_internals.why_keras_must_run(model)
-        or _callback_reason(model, request.callbacks)
-        or _python_reason(model, request)
+        keras_internals.why_keras_must_run(model) or _callback_reason(model, request) or _python_reason(model, request)
     )
 
 
-def _callback_reason(model: keras.Model, callbacks: Any) -> str | None:
+def _callback_reason(model: keras.Model, request: Request) -> str | None:
+    callbacks = request.callbacks
     if isinstance(callbacks, keras.callbacks.CallbackList) and type(callbacks) is not keras.callbacks.CallbackList:
         return "`callbacks` is a CallbackList of another class"
-    for callback in keras_callbacks.listed(callbacks):
+    listed = keras_callbacks.listed(callbacks)
+    # An epoch on arrays can be cut where a callback saves; but not while the first loss that is not finite is sought.
+    is_cuttable = keras_internals.on_jax() and not keras_internals.stream_kind(request.x)
+    is_cuttable = is_cuttable and not keras_internals.stream_kind(request.validation_data)
+    is_cuttable = is_cuttable and not any(map(keras_callbacks.watches_loss, listed))
+    for callback in listed:
         hook = keras_callbacks.inner_hook(callback, model)
-        if hook:
+        if hook and not (is_cuttable and keras_callbacks.saves_at_batches(callback)):
             return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
     return None
 

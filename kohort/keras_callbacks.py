@@ -4,7 +4,7 @@ In comes a callback; out goes whether it must be called at every batch. The room
 Keras define batch hooks that do nothing, or nothing that needs the batch, as they are usually set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -42,6 +42,25 @@ def looks_at_validation(callback: keras.callbacks.Callback) -> bool:
 def watches_loss(callback: keras.callbacks.Callback) -> bool:
     """Says whether the callback is Keras's `TerminateOnNaN`."""
     return _function(callback, "on_batch_end") is TerminateOnNaN.on_batch_end
+
+
+def saves_at_batches(callback: Any) -> bool:
+    """Says whether the callback is Keras's own and saves after so many batches: between them it only counts."""
+    return type(callback) in (ModelCheckpoint, BackupAndRestore) and callback.save_freq != "epoch"
+
+
+def batches_to_save(callback: Any, ends: Sequence[int]) -> int | None:
+    """Returns after how many of the executions, given by the numbers of their last batches, it saves next, if it does.
+
+    It counts as Keras's `_should_save_on_batch` does.
+    """
+    seen, last = callback._batches_seen_since_last_saving, callback._last_batch_seen
+    for nth, end in enumerate(ends, 1):
+        seen += end + 1 if last is None or end <= last else end - last
+        last = end
+        if seen >= callback.save_freq:
+            return nth
+    return None
 
 
 def _function(callback: keras.callbacks.Callback, hook: str) -> Any:

@@ -12,6 +12,7 @@ import threading
 import types
 import weakref
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ NOT_SETTINGS = {
 }  # fmt: skip
 PLAIN = bool | int | float | complex | str | bytes | np.generic | np.dtype | type(None) | type(...) | slice
 ARRAYS = np.ndarray | jax.Array
-IDLE = weakref.ref | inspect.Signature | types.ModuleType | keras.KerasTensor | threading.local | type
+IDLE = weakref.ref | inspect.Signature | types.ModuleType | keras.KerasTensor | threading.local | PurePath | type
 # Whose classes hold data, or compute and do nothing else.
 OF_OTHERS = {"builtins", "abc", "collections", "enum", "functools", "types", "typing"}
 # Keras's own, but made to run on data beforehand, and not all of them by JAX.

@@ -240,11 +240,17 @@ def test_a_callback_list_of_another_class():
     assert differences(theirs, ours) == []
 
 
-def test_checkpoints_inside_an_epoch(tmp_path):
+@pytest.mark.parametrize("others", [[callbacks.TerminateOnNaN()], []])
+def test_checkpoints_inside_an_epoch(tmp_path, others):
+    """On arrays an epoch is cut where they save, see test_training.py; not of streams, or beside `TerminateOnNaN`."""
     files = iter([str(tmp_path / "keras.{epoch}.weights.h5"), str(tmp_path / "kohort.{epoch}.weights.h5")])
-    reasons = both(
-        lambda: FIT | {"callbacks": [callbacks.ModelCheckpoint(next(files), save_weights_only=True, save_freq=2)]}
-    )
+
+    def arguments():
+        saving = callbacks.ModelCheckpoint(next(files), save_weights_only=True, save_freq=2)
+        data = FIT if others else {"x": ((X[:16], Y[:16]) for _ in range(12)), "steps_per_epoch": 3, "epochs": 4}
+        return data | {"callbacks": [saving, *others], "shuffle": False}
+
+    reasons = both(arguments)
 
     assert reasons == fallen_back("the callback ModelCheckpoint acts inside an epoch (`on_train_batch_end`)")
     assert len(list(tmp_path.iterdir())) == 8
