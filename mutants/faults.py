@@ -552,6 +552,21 @@ FAULTS = [
         "finite = np.flatnonzero(~np.isfinite(last))",
         (f"{COHORT}test_best_passes_over_diverged_members",),
     ),
+    # steps that Keras runs operation by operation
+    Fault(
+        "operations-are-merged",
+        "kohort/rounding.py",
+        'inlineable="false"',
+        'other="false"',
+        ("tests/test_rounding.py::test_op_by_op_keeps_what_runs_as_one_program_together",),
+    ),
+    Fault(
+        "changed-settings-go-unseen",
+        "kohort/programs.py",
+        " and self._settings == settings_of(model)",
+        "",
+        ("tests/test_python_code.py::test_programs_last_as_long_as_the_settings",),
+    ),
     # what comes out
     Fault(
         "ensemble-of-the-worst",
