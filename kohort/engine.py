@@ -167,10 +167,12 @@ def run_pass(
     rows: Any = None,
     full: Any = None,
     partial: Any = None,
+    around: Callable = lambda one: one,
 ) -> tuple[State, dict]:
     """Resets the metrics, runs `step` over one pass of the samples and returns the state and the pass's logs.
 
-    Without `rows` the samples are taken as they come.
+    Without `rows` the samples are taken as they come. `around` may wrap what is done with each batch: a function from
+    `((logs, state), batch)` to the logs and the state after it.
     """
     state = functions.reset_metrics(state)
 
@@ -182,23 +184,20 @@ def run_pass(
 
     batch = read(unknown.slice_of(rows, 0, 0, cut.batch_size if cut.full else cut.partial))
     no_logs, _ = zeros_like_result(step, state, batch)
-    logs, state = run_batches(one, (no_logs, state), read, cut, unknown, rows, full, partial)
+    logs, state = run_batches(around(one), (no_logs, state), read, cut, unknown, rows, full, partial)
     return state, op_by_op(functions.results)(state, logs)
 
 
-def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
-    """Returns `run(state, samples, validation, schedule, count)`: `count` epochs of training for one member.
+def epoch_function(functions: Functions, cut: Cut, validation_cut: Cut | None, around: Callable | None = None) -> Callable:
+    """Returns `run(state, samples, validation, schedule, e, unknown)`: the epoch at place `e` of a call.
 
-    The logs come back as `(training, validation)` with a leading axis `epoch` of length `capacity`; from epoch `count`
-    on, and where an epoch did not validate, they hold zeros.
+    It gives the state after it and the logs `(training, validation)`; `around` as in `run_pass`, for the training.
     """
+    options = {} if around is None else {"around": around}
 
-    def train(state: State, samples: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
+    def run(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
         of_epoch = [None if part is None else part[e] for part in schedule[:3]]
-        return run_pass(functions, functions.train_step, state, samples, cut, unknown, *of_epoch)
-
-    def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
-        state, logs = train(state, samples, schedule, e, unknown)
+        state, logs = run_pass(functions, functions.train_step, state, samples, cut, unknown, *of_epoch, **options)
         if validation_cut is None:
             return state, (logs, {})
         pass_cut = validation_cut
@@ -215,18 +214,36 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
             state, val_logs = lax.cond(schedule.validates[e], validate, skip, state)
         return state, (logs, val_logs)
 
+    return run
+
+
+def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
+    """Returns `run(state, samples, validation, schedule, count)`: `count` epochs of training for one member.
+
+    The logs come back as `(training, validation)` with a leading axis `epoch` of length `capacity`; from epoch `count`
+    on, and where an epoch did not validate, they hold zeros.
+    """
+    epoch = epoch_function(functions, cut, validation_cut)
+
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
         unknown = Unknown.of(count, state)
-        _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0, unknown)
-        history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
-
-        def body(e: Any, carry: tuple) -> tuple:
-            state, logs = one_epoch(carry[0], samples, validation, schedule, e, unknown)
-            return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
-
-        return lax.fori_loop(0, count, body, (state, history))
+        return over_epochs(
+            lambda state, e: epoch(state, samples, validation, schedule, e, unknown), state, count, capacity
+        )
 
     return run
+
+
+def over_epochs(epoch: Callable, carry: Any, count: Any, capacity: int) -> tuple:
+    """Applies `carry, logs = epoch(carry, e)` `count` times, and stacks the logs in arrays of length `capacity`."""
+    _, logs = zeros_like_result(epoch, carry, 0)
+    history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
+
+    def body(e: Any, carry: tuple) -> tuple:
+        after, logs = epoch(carry[0], e)
+        return after, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
+
+    return lax.fori_loop(0, count, body, (carry, history))
 
 
 def zeros_like_result(function: Callable, *args: Any) -> Any:
