@@ -18,6 +18,7 @@ from keras.callbacks import EarlyStopping, LearningRateScheduler, ReduceLROnPlat
 from kohort import keras_callbacks, keras_internals, rules
 from kohort.checks import received
 from kohort.fit import check_callbacks
+from kohort.progress import Interrupt
 from kohort.rules import Monitor, Places, Rule
 
 # Callbacks of Keras that act on each member by itself, and those that take logs of any shape.
@@ -32,14 +33,12 @@ class Guide(NamedTuple):
     rules: tuple[Rule, ...] = ()
     numbers: tuple[dict, ...] = ()
     schedulers: tuple[LearningRateScheduler, ...] = ()
-    listeners: tuple[keras.callbacks.Callback, ...] = ()
     places: Places = Places(None, ())
 
     @property
     def is_per_epoch(self) -> bool:
-        """Whether Python acts at every epoch: it listens, or tells a rate that depends on what a rule did to it."""
-        reduces = any(isinstance(rule, rules.ReduceRate) for rule in self.rules)
-        return bool(self.listeners) or (bool(self.schedulers) and reduces)
+        """Whether Python acts at every epoch: it tells a rate that depends on what a rule did to it."""
+        return bool(self.schedulers) and any(isinstance(rule, rules.ReduceRate) for rule in self.rules)
 
     @property
     def may_stop(self) -> bool:
@@ -68,6 +67,42 @@ def scheduled(scheduler: LearningRateScheduler, epoch: int, rate: Any) -> Any:
     scheduler.set_model(types.SimpleNamespace(optimizer=optimizer))
     scheduler.on_epoch_begin(epoch)
     return np.asarray(optimizer.learning_rate, np.asarray(rate).dtype)[()]
+
+
+class Listeners:
+    """The callbacks that look at all members between epochs: their `model` is the cohort."""
+
+    def __init__(self, callbacks: list, cohort: Any, params: dict) -> None:
+        """Introduces them to the cohort; nobody is called yet."""
+        self._callbacks = [each for each in callbacks if type(each) not in MEMBER_KINDS]
+        self._cohort = cohort
+        cohort.stop_training = False
+        for callback in self._callbacks:
+            callback.set_params(params)
+            callback.set_model(cohort)
+
+    def __len__(self) -> int:
+        """Returns how many there are."""
+        return len(self._callbacks)
+
+    def tell(self, interrupt: Interrupt, hook: str, *args: Any) -> None:
+        """Calls this method of all of them; Ctrl-C is heard meanwhile."""
+        if self._callbacks:
+            with interrupt.opened():
+                for callback in self._callbacks:
+                    getattr(callback, hook)(*args)
+
+    @property
+    def stop(self) -> bool:
+        """Whether one of them has asked for the end."""
+        asked = self._cohort.stop_training
+        if not isinstance(asked, bool | np.bool):
+            raise TypeError(
+                "`stop_training` of a cohort must be True or False, for all members. "
+                f"Received: {received('stop_training', asked)}. "
+                "To stop members one by one, pass keras.callbacks.EarlyStopping."
+            )
+        return bool(asked)
 
 
 # --- refusals that need no data ---------------------------------------------------------------------------------------
@@ -146,8 +181,7 @@ def guide_of(callbacks: list, network: keras.Model, places: Places, metrics: Ite
         _check_numbers(callback)
         made.append(rule_of(callback, network, places))
     schedulers = tuple(each for each in callbacks if type(each) is LearningRateScheduler)
-    listeners = tuple(each for each in callbacks if type(each) not in MEMBER_KINDS)
-    return Guide(tuple(rule for rule, _ in made), tuple(n for _, n in made), schedulers, listeners, places)
+    return Guide(tuple(rule for rule, _ in made), tuple(n for _, n in made), schedulers, places)
 
 
 def rule_of(callback: Any, network: Any, places: Places) -> tuple[Rule, dict]:

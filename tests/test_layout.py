@@ -53,6 +53,7 @@ ROOMS = [
     "shapes",
     "template",
     "cohort_callbacks",
+    "lanes",
     "members",
     "membership",
     "saving",
