@@ -328,14 +328,14 @@ def training_call(run: Callable) -> Callable:
     """
     program = jax.jit(run, donate_argnums=0)
 
-    def call(state: State, *args: Any, spends: bool = False) -> Any:
+    def call(state: Any, *args: Any, spends: bool = False) -> Any:
         return program(state if spends else _copied(state), *args)
 
     return call
 
 
 @jax.jit
-def _copied(state: State) -> State:
+def _copied(state: Any) -> Any:
     return jax.tree.map(jnp.copy, state)
 
 

@@ -196,14 +196,14 @@ class CohortHistory(Mapping):
             array([0.5])
         """
         values = self[metric]
-        recorded = self._recorded(metric) & self._ran()
+        recorded = self._recorded(metric) & self._ran(values.shape[1])
         last = np.where(recorded.any(axis=1), recorded.shape[1] - 1 - recorded[:, ::-1].argmax(axis=1), -1)
         return values[np.arange(len(values)), last]
 
-    def _ran(self) -> np.ndarray:
-        """Says which members ran which epochs, shape (member, epoch)."""
-        never = max(self.epoch, default=0)
-        return np.array(self.epoch) <= np.where(self.stopped_epoch < 0, never, self.stopped_epoch)[:, None]
+    def _ran(self, epochs: int) -> np.ndarray:
+        """Says which members ran which of the first epochs, shape (member, epoch)."""
+        numbers = np.array(self.epoch[:epochs])
+        return (self.stopped_epoch[:, None] < 0) | (numbers <= self.stopped_epoch[:, None])
 
     def _recorded(self, metric: str) -> np.ndarray:
         """Says which epochs recorded the metric: of validation, not those where it is NaN in members that are well."""
@@ -212,7 +212,7 @@ class CohortHistory(Mapping):
             return np.ones(values.shape[1], bool)
         recorded = np.any(~np.isnan(values), axis=tuple(i for i in range(values.ndim) if i != 1))
         if "loss" in self.history:
-            recorded |= ~np.isfinite(self.history["loss"]).any(axis=0) & self._ran().any(axis=0)
+            recorded |= ~np.isfinite(self.history["loss"]).any(axis=0) & self._ran(values.shape[1]).any(axis=0)
         return recorded
 
     def to_xarray(self) -> Any:

@@ -285,7 +285,7 @@ class Rounds:
         """Draws the batch orders of a block; the padding repeats the last member, who has stopped draws nothing."""
         if not self.is_order_seen:
             return Schedule()
-        schedules, own = [], block.members[: block.own]
+        schedules, own = [], block.members[: block.own].tolist()
         rows = self.orders[0].room(len(block.members), self.capacity)
         for member, its_rows in zip(own, rows, strict=False):
             if self.lanes.goes_on[member]:
@@ -303,9 +303,9 @@ class Rounds:
         if not self.is_order_seen:
             return drawn.owing(self.data.cut.rows, ran if is_short.any() else count)
         room = self.orders[0].room(self.capacity) if self.orders[0].carries_rows else None
-        for member in np.flatnonzero(is_short):
+        for member in np.flatnonzero(is_short).tolist():
             with self._generator(before, member, drawn.states) as generator:
-                if ran[member]:
+                if ran[member]:  # entering alone has put back what the round drew
                     self._order(member).draw(int(ran[member]), self.capacity, generator, room)
         return drawn
 
