@@ -31,7 +31,7 @@ from kohort.template import Template, preserved_generators
 WIDEST_BLOCK = 256
 # All blocks advance together by about this long, so that an interrupt leaves every member at the same epoch; where
 # members may stop, by less.
-ROUND_SECONDS, STOPPING_ROUND_SECONDS = 0.4, 0.1
+ROUND_SECONDS, STOPPING_ROUND_SECONDS, MOST_STOPPING_ROUNDS = 0.4, 0.1, 25
 # To move members costs a copy of their states, so it has to save at least this share of what is left.
 LEAST_SAVING = 0.1
 
@@ -236,13 +236,16 @@ class Rounds:
                 generator.set_state(np.random.get_state())
 
     def _round_epochs(self, epoch: int) -> int:
-        # Where members may stop, a round is shorter, as they keep their lanes to its end; and Keras's own iterator
-        # cannot go back to where a member has stopped.
+        # Where members may stop, a round is shorter, as they keep their lanes to its end, but not so short that a fit
+        # has too many; and Keras's own iterator cannot go back to where a member has stopped.
         may_stop = self.guide.may_stop
         is_single = self.progress.is_per_epoch or self.guide.is_per_epoch or bool(self.listeners)
         is_single |= may_stop and not self.orders[0].is_plain
         remaining = 1 if is_single else self.recipe.epochs - epoch
-        count = self.pace.epochs(remaining, self.capacity, STOPPING_ROUND_SECONDS if may_stop else ROUND_SECONDS)
+        count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
+        if may_stop:
+            share = (self.recipe.epochs - self.recipe.initial_epoch) // MOST_STOPPING_ROUNDS
+            count = min(count, max(share, self.pace.epochs(remaining, self.capacity, STOPPING_ROUND_SECONDS)))
         # Many blocks cost time by themselves: a second epoch tells it apart, unless an epoch is long in any case.
         share = self.pace.seconds_per_epoch
         return min(2, remaining, self.capacity) if count == 1 and share and share < 5 * ROUND_SECONDS else count

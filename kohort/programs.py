@@ -62,8 +62,11 @@ class Programs:
             epoch = engine.epoch_function(self._functions, data.cut, data.validation_cut)
             return epoch(state, training, validation, Schedule(), 0, Unknown.of(1, state))[1]
 
-        validation = data.validation.batch if data.validation else None
-        return rules.joined(jax.eval_shape(run, state, data.training.batch, validation))
+        def make() -> dict:
+            validation = data.validation.batch if data.validation else None
+            return rules.joined(jax.eval_shape(run, state, data.training.batch, validation))
+
+        return self._once(("logged", data.cut, data.validation_cut, shapes_of(data)), make)
 
     def validation(self, cut: Cut) -> Callable:
         """Returns the program of a validation that belongs to a fit: it gives the state back, too."""
