@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import keras
+from jax import lax
 
 from kohort import engine, keras_internals, remote, rules
 from kohort.data import Inputs
@@ -50,7 +51,8 @@ class Programs:
         """Returns the training program that follows rules, for one member, or for a block of them."""
 
         def make() -> Callable:
-            run = rules.guided_program(self._functions, cut, validation_cut, capacity, followed)
+            either = rules.both if members else lax.cond
+            run = rules.guided_program(self._functions, cut, validation_cut, capacity, followed, either)
             return engine.training_call(rules.over_members(run) if members else run)
 
         return self._once(("guided", cut, validation_cut, capacity, followed, members), make)

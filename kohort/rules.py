@@ -261,13 +261,19 @@ class Guidance(NamedTuple):
 
 
 def guided_program(
-    functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int, rules: tuple[Rule, ...]
+    functions: Functions,
+    cut: Cut,
+    validation_cut: Cut | None,
+    capacity: int,
+    rules: tuple[Rule, ...],
+    either: Callable = lax.cond,
 ) -> Callable:
     """Returns `run((state, course), samples, validation, schedule, count, guidance)` for one member.
 
     It does what `engine.epochs_program` does as long as the member goes on, and leaves it as it is from there on.
+    `either` decides between the two, for one member as `lax.cond`.
     """
-    around = until_not_finite if any(isinstance(rule, Terminate) for rule in rules) else None
+    around = until_not_finite(either) if any(isinstance(rule, Terminate) for rule in rules) else None
     epoch = epoch_function(functions, cut, validation_cut, around)
 
     def run(
@@ -288,7 +294,7 @@ def guided_program(
         def rest(carry: tuple, e: Any) -> tuple[tuple, tuple]:
             return carry, no_logs
 
-        return over_epochs(lambda carry, e: lax.cond(carry[1].goes_on, train, rest, carry, e), carry, count, capacity)
+        return over_epochs(lambda carry, e: either(carry[1].goes_on, train, rest, carry, e), carry, count, capacity)
 
     return run
 
@@ -316,17 +322,28 @@ def joined(logs: tuple[dict, dict]) -> dict:
     return logs[0] | {f"val_{name}": value for name, value in logs[1].items()}
 
 
-def until_not_finite(one: Callable) -> Callable:
-    """Returns what is done with each batch, but nothing any more once the loss is not finite."""
+def until_not_finite(either: Callable) -> Callable:
+    """Returns what wraps that which is done with each batch, so that nothing is once the loss is not finite."""
 
-    def run(carry: tuple, rows: Any) -> tuple:
-        return lax.cond(jnp.isfinite(carry[0]["loss"]), one, lambda carry, rows: carry, carry, rows)
+    def around(one: Callable) -> Callable:
+        def run(carry: tuple, rows: Any) -> tuple:
+            return either(jnp.isfinite(carry[0]["loss"]), one, lambda carry, rows: carry, carry, rows)
 
-    return run
+        return run
+
+    return around
+
+
+def both(condition: Any, do: Callable, rest: Callable, *args: Any) -> Any:
+    """Does what `lax.cond` does by doing both, which many members at once have to.
+
+    `jax.vmap` would do so, too, but first give each member a copy of all that they share.
+    """
+    return chosen(condition, do(*args), rest(*args))
 
 
 def over_members(run: Callable) -> Callable:
-    """Maps a guided program over members: what is told is shared, but for row numbers and rates."""
+    """Maps a guided program, made with `both`, over members: what is told is shared, but for row numbers and rates."""
     schedule = Schedule(rows=0, full=None, partial=None, validates=None)  # type: ignore[arg-type]
     guidance = Guidance(first_epoch=None, numbers=None, rates=0)  # type: ignore[arg-type]
     return jax.vmap(run, in_axes=(0, None, None, schedule, None, guidance))
