@@ -162,7 +162,11 @@ class Cohort(Results):
         check_data(network, x, y, sample_weight, validation_data, recipe)
         listed = check_cohort_callbacks(callbacks, network)
         data = inputs(network, x, y, sample_weight, validation_data, recipe)
-        params = {"epochs": epochs, "steps": steps_per_epoch or data.cut.full + bool(data.cut.partial), "verbose": verbose}
+        params = {
+            "epochs": epochs,
+            "steps": steps_per_epoch or data.cut.full + bool(data.cut.partial),
+            "verbose": verbose,
+        }
         return Rounds(self._members, data, recipe, verbose, Listeners(listed, self, params), listed).train()
 
     @property

@@ -188,16 +188,20 @@ def run_pass(
     return state, op_by_op(functions.results)(state, logs)
 
 
-def epoch_function(functions: Functions, cut: Cut, validation_cut: Cut | None, around: Callable | None = None) -> Callable:
+def epoch_function(
+    functions: Functions, cut: Cut, validation_cut: Cut | None, around: Callable | None = None
+) -> Callable:
     """Returns `run(state, samples, validation, schedule, e, unknown)`: the epoch at place `e` of a call.
 
     It gives the state after it and the logs `(training, validation)`; `around` as in `run_pass`, for the training.
     """
-    options = {} if around is None else {"around": around}
+    options: dict[str, Any] = {} if around is None else {"around": around}
 
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
-        of_epoch = [None if part is None else part[e] for part in schedule[:3]]
-        state, logs = run_pass(functions, functions.train_step, state, samples, cut, unknown, *of_epoch, **options)
+        rows, full, partial = (None if part is None else part[e] for part in schedule[:3])
+        state, logs = run_pass(
+            functions, functions.train_step, state, samples, cut, unknown, rows, full, partial, **options
+        )
         if validation_cut is None:
             return state, (logs, {})
         pass_cut = validation_cut

@@ -315,9 +315,10 @@ class Rounds:
     def _rates(self, epochs: range, interrupt: Interrupt) -> list:
         """Returns the learning rates (lane, epoch) that schedules set in each block; None where there are none."""
         blocks, goes_on = self.lanes.blocks, self.lanes.goes_on
-        if not self.guide.schedulers:
+        place = self.guide.places.rate
+        if not self.guide.schedulers or place is None:
             return [None] * len(blocks)
-        rates = [np.atleast_1d(block.carry[0].optimizer_variables[self.guide.places.rate]) for block in blocks]
+        rates = [np.atleast_1d(block.carry[0].optimizer_variables[place]) for block in blocks]
         now, is_on = np.concatenate(rates), np.concatenate([goes_on[block.members] for block in blocks])
         told = np.zeros((len(now), self.capacity), now.dtype)
         with interrupt.opened():

@@ -127,7 +127,9 @@ class EarlyStop(NamedTuple):
             is_enough &= self.monitor.improves(current, numbers["baseline"], numbers["min_delta"])
         wait = best.wait + 1
         stops = is_due & ~improves & (wait >= numbers["patience"]) & (seen.epoch > 0)
-        new = Best(jnp.where(improves, current, best.value), jnp.zeros_like(best.is_none), jnp.where(is_enough, 0, wait))
+        new = Best(
+            jnp.where(improves, current, best.value), jnp.zeros_like(best.is_none), jnp.where(is_enough, 0, wait)
+        )
         weights = chosen(is_due & improves, self._weights(seen.state), memory.weights)
         return self.Memory(chosen(is_due, new, best), weights), Verdict(seen.state, {}, stops)
 
@@ -223,7 +225,9 @@ def chosen(condition: Any, new: Any, old: Any) -> Any:
     """Returns the new values where the condition holds; it has the leading axes of the values, or none."""
 
     def each(a: Any, b: Any) -> Any:
-        return jnp.where(jnp.reshape(condition, jnp.shape(condition) + (1,) * (jnp.ndim(a) - jnp.ndim(condition))), a, b)
+        return jnp.where(
+            jnp.reshape(condition, jnp.shape(condition) + (1,) * (jnp.ndim(a) - jnp.ndim(condition))), a, b
+        )
 
     return jax.tree.map(each, new, old)
 

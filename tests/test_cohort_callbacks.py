@@ -407,7 +407,9 @@ def test_validation_data_are_asked_for():
 def test_a_rate_that_cannot_be_set(callback):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
     cohort = kohort.Cohort(compiled(dense(), lambda: keras.optimizers.SGD(schedule)), 2)
-    with pytest.raises(ValueError, match=r"must leave the learning rate alone .* beside SGD with a schedule of its own\."):
+    with pytest.raises(
+        ValueError, match=r"must leave the learning rate alone .* beside SGD with a schedule of its own\."
+    ):
         cohort.fit(verbose=0, callbacks=callback, **FIT)
 
 
