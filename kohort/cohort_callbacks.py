@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras.callbacks import EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, TerminateOnNaN
 
-from kohort import keras_callbacks, keras_internals, rules
+from kohort import keras_callbacks, rules
 from kohort.checks import received
 from kohort.fit import check_callbacks
 from kohort.progress import Interrupt

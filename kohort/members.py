@@ -206,7 +206,7 @@ class Rounds:
         return trained.history
 
     def _ended(self, state: State, course: Course) -> State:
-        """Returns the state of a block as a fit leaves it: averages in place of weights, or weights of the best epoch."""
+        """Returns the state of a block as a fit leaves it: with averages, or the weights of the best epoch."""
         return end_training(self.guide.rules, course, self.members.template.finalized(state, not self.members.exact))
 
     def _begin(self) -> Trained:

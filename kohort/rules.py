@@ -330,8 +330,8 @@ def until_not_finite(either: Callable) -> Callable:
     """Returns what wraps that which is done with each batch, so that nothing is once the loss is not finite."""
 
     def around(one: Callable) -> Callable:
-        def run(carry: tuple, rows: Any) -> tuple:
-            return either(jnp.isfinite(carry[0]["loss"]), one, lambda carry, rows: carry, carry, rows)
+        def run(carry: tuple, batch: Any) -> tuple:
+            return either(jnp.isfinite(carry[0]["loss"]), one, lambda carry, batch: carry, carry, batch)
 
         return run
 

@@ -26,6 +26,7 @@ ENGINE = "tests/test_engine.py::"
 ENSEMBLE = "tests/test_ensemble.py::"
 FILES = "tests/test_files.py::"
 SAVING = "tests/test_saving.py::"
+CALLBACKS = "tests/test_cohort_callbacks.py::"
 ARGUMENT = FIT + "test_argument"
 
 FAULTS = [
@@ -637,6 +638,55 @@ FAULTS = [
         '    keras_parts.set_decay_exclusions(model, about["decay_exclusions"])\n',
         "",
         (f"{SAVING}test_a_fit_goes_on_where_it_stopped[undecayed-small-True]",),
+    # callbacks of a cohort
+    Fault(
+        "patience-is-one-more",
+        "kohort/rules.py",
+        'stops = is_due & ~improves & (wait >= numbers["patience"])',
+        'stops = is_due & ~improves & (wait > numbers["patience"])',
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "best-weights-are-the-last",
+        "kohort/rules.py",
+        "weights = chosen(is_due & improves, self._weights(seen.state), memory.weights)",
+        "weights = chosen(is_due, self._weights(seen.state), memory.weights)",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "numbers-of-32-bits",
+        "kohort/rules.py",
+        "result = function(wide, lax.bitcast_convert_type(number, jnp.float64))",
+        "result = function(wide, lax.bitcast_convert_type(number, jnp.float64).astype(jnp.float32).astype(wide.dtype))",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "no-cooldown",
+        "kohort/rules.py",
+        "counts = ~improves & (cooldown == 0)",
+        "counts = ~improves",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "stopped-members-train-on",
+        "kohort/rules.py",
+        "either(carry[1].goes_on, train, rest, carry, e)",
+        "either(carry[1].epochs >= 0, train, rest, carry, e)",
+        (f"{CALLBACKS}test_a_poisoned_member_stops_alone[True]",),
+    ),
+    Fault(
+        "stopped-members-draw-on",
+        "kohort/members.py",
+        "for member in np.flatnonzero(is_short).tolist():",
+        "for member in []:",
+        (f"{CALLBACKS}test_exact_members_are_guided_as_by_keras_bit_for_bit[patience]",),
+    ),
+    Fault(
+        "lanes-are-mixed-up",
+        "kohort/lanes.py",
+        "left[own] = np.asarray(now)[: block.own]",
+        "left[own] = np.asarray(now)[: block.own][::-1]",
+        ("tests/test_lanes.py",),
     ),
     # the switch
     Fault(
