@@ -185,8 +185,8 @@ FAULTS = [
     Fault(
         "owed-draws-forgotten",
         "kohort/generators.py",
-        "for rows, times in self._owed:",
-        "for rows, times in self._owed[-1:]:",
+        "owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed]",
+        "owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed[-1:]]",
         ("tests/test_data.py::test_permutations_that_are_owed_are_drawn_when_somebody_looks",),
     ),
     Fault(
@@ -336,8 +336,8 @@ FAULTS = [
     Fault(
         "logs-of-the-wrong-epoch",
         "kohort/engine.py",
-        "return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)",
-        "return state, jax.tree.map(lambda h, log: h.at[jnp.maximum(e - 1, 0)].set(log), carry[1], logs)",
+        "return after, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)",
+        "return after, jax.tree.map(lambda h, log: h.at[jnp.maximum(e - 1, 0)].set(log), carry[1], logs)",
         (f"{ENGINE}test_batches_come_in_the_order_of_the_schedule", f"{FIT}test_many_epochs_over_several_calls"),
     ),
     Fault(
@@ -520,9 +520,8 @@ FAULTS = [
     Fault(
         "members-mixed",
         "kohort/members.py",
-        "history = extended(trained.history, epochs, self.members.join(list(logs)), validates)",
-        "mixed = jax.tree.map(lambda a: a - a.mean(0) + a[:1], self.members.join(list(logs)))\n"
-        "        history = extended(trained.history, epochs, mixed, validates)",
+        "columns = lanes.scatter(list(logs), len(epochs))",
+        "columns = jax.tree.map(lambda a: a - a.mean(0) + a[:1], lanes.scatter(list(logs), len(epochs)))",
         (f"{COHORT}test_diverged_member_leaves_its_neighbours",),
     ),
     Fault(
