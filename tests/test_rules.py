@@ -80,6 +80,7 @@ STOPS = [
 REDUCTIONS = [
     {"patience": 1},
     {"patience": 2, "factor": 0.3, "cooldown": 2},
+    {"patience": 1, "cooldown": 3},
     {"patience": 1, "factor": 0.7, "min_lr": 1e-3},
     {"patience": 0, "min_delta": 0.0, "cooldown": 1, "factor": 0.9},
     {"patience": 2, "mode": "max", "min_delta": 0.03},
