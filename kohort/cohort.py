@@ -14,6 +14,7 @@ import numpy as np
 
 from kohort import keras_internals, notebook, saving
 from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets, received
+from kohort.cohort_callbacks import Listeners, check_cohort_callbacks
 from kohort.data import inputs, pass_cut, samples
 from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
@@ -63,6 +64,7 @@ class Cohort(Results):
         self.seeds = check_seeds(seeds)
         self.exact = check_exact(exact)
         warn_of_fixed_seeds(model)
+        self.stop_training = False
         self._members = Members(template_of(model), self.seeds, exact)
 
     def __len__(self) -> int:
@@ -91,6 +93,7 @@ class Cohort(Results):
         batch_size: int | None = None,
         epochs: int = 1,
         verbose: str | int = "auto",
+        callbacks: Any = None,
         *,
         validation_split: float = 0.0,
         validation_data: Any = None,
@@ -105,7 +108,12 @@ class Cohort(Results):
     ) -> CohortHistory:
         """Trains every member as `model.fit` would; called again, it goes on from where they are.
 
-        Interrupted by Ctrl-C, it leaves every member at the end of the same finished epoch.
+        Interrupted by Ctrl-C, it leaves every member at the end of the same finished epoch, or where it had stopped.
+
+        Keras's `EarlyStopping`, `ReduceLROnPlateau`, `LearningRateScheduler` and `TerminateOnNaN` act on each member by
+        itself, inside the program, as they would in its own `model.fit`; they print nothing. Other callbacks see all
+        members between epochs: their logs are arrays (member,), NaN where a member has stopped, and their `model` is
+        the cohort, whose `stop_training = True` stops all. They cost a return to Python after each epoch.
 
         Args:
             x: Samples, an array (sample, ...) or a structure of them; shared by all members.
@@ -113,6 +121,7 @@ class Cohort(Results):
             batch_size: Samples per step; 32 if not given.
             epochs: The epoch to stop after.
             verbose: 0 silent, 1 or "auto" one progress bar with the median of each metric, 2 one line per epoch.
+            callbacks: Keras callbacks that act at epochs: one, or a list of them.
             validation_split: Share of the last rows that validate, in [0, 1).
             validation_data: Tuple (x, y) or (x, y, sample_weight).
             shuffle: As in `kohort.fit`; each member has its own order.
@@ -125,10 +134,11 @@ class Cohort(Results):
             validation_freq: Validate every so many epochs, or after the epochs of a list (counted from 1).
 
         Returns:
-            The history: a mapping from metric name to array (member, epoch). Also kept as `cohort.history`.
+            The history: a mapping from metric name to array (member, epoch), NaN after a member's stop; `outcome` and
+            `stopped_epoch` say why and when. Also kept as `cohort.history`.
 
         Raises:
-            TypeError: If an argument or array is of the wrong type, or the data is a stream.
+            TypeError: If an argument or array is of the wrong type, the data is a stream, or a callback is none.
             ValueError: If an argument or array does not fit. The members are left as they were.
 
         Example:
@@ -150,8 +160,14 @@ class Cohort(Results):
         network = self._template.network
         check_compilable(network, x, y, sample_weight, validation_data)
         check_data(network, x, y, sample_weight, validation_data, recipe)
+        listed = check_cohort_callbacks(callbacks, network)
         data = inputs(network, x, y, sample_weight, validation_data, recipe)
-        return Rounds(self._members, data, recipe, verbose).train()
+        params = {
+            "epochs": epochs,
+            "steps": steps_per_epoch or data.cut.full + bool(data.cut.partial),
+            "verbose": verbose,
+        }
+        return Rounds(self._members, data, recipe, verbose, Listeners(listed, self, params), listed).train()
 
     @property
     def _template(self) -> Template:

@@ -113,16 +113,17 @@ class MemberGenerators:
 
     def _settled(self) -> UInt32[np.ndarray, "member 625"]:
         states = np.empty((len(self._seeds), 625), np.uint32) if self._states is None else self._states.copy()
-        for state, seed in zip(states, self._seeds, strict=True):
+        owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed]
+        for member, (state, seed) in enumerate(zip(states, self._seeds, strict=True)):
             with _generator(state) as generator:
                 if self._states is None:
                     generator.seed(seed)
-                for rows, times in self._owed:
-                    permutations(generator, rows, times)
+                for rows, times in owed:
+                    permutations(generator, rows, int(times[member]))
         return states
 
-    def owing(self, rows: int, count: int) -> "MemberGenerators":
-        """Returns generators from which `count` more permutations were drawn that nobody looks at."""
+    def owing(self, rows: int, count: int | np.ndarray) -> "MemberGenerators":
+        """Returns generators from which `count` more permutations, one number or one per member, were drawn unseen."""
         *before, last = self._owed or (Owed(rows, 0),)
         owed = (*before, Owed(rows, last.times + count)) if last.rows == rows else (*before, last, Owed(rows, count))
         return self._with(None if self._states is None else self._states.copy(), owed)

@@ -34,6 +34,7 @@ class Outcome(enum.StrEnum):
     """
 
     COMPLETED = "all epochs were run"
+    STOPPED_EARLY = "a callback stopped it"
     DIVERGED = "the loss is no longer a finite number"
 
 
@@ -120,6 +121,8 @@ class CohortHistory(Mapping):
         metrics: Metric name to array (member, epoch); NaN where an epoch did not record the metric.
         seeds: The seed of each member, in the order of the arrays.
         epoch: The number of each epoch, as in `keras.callbacks.History.epoch`.
+        stopped_epoch: The number of the epoch after which a callback stopped the member, or -1, shape (member,); the
+            metrics are NaN from there on. If not given, nobody was stopped.
 
     Example:
         >>> import numpy as np
@@ -133,11 +136,18 @@ class CohortHistory(Mapping):
         ['COMPLETED', 'DIVERGED']
     """
 
-    def __init__(self, metrics: Mapping[str, np.ndarray], seeds: list[int], epoch: list[int]) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, np.ndarray],
+        seeds: list[int],
+        epoch: list[int],
+        stopped_epoch: np.ndarray | None = None,
+    ) -> None:
         """Keeps the arrays as they are."""
         self.history: dict[str, Num[np.ndarray, "member epoch *value"]] = dict(metrics)
         self.seeds = list(seeds)
         self.epoch = list(epoch)
+        self.stopped_epoch = np.full(len(self.seeds), -1) if stopped_epoch is None else np.asarray(stopped_epoch)
 
     def __getitem__(self, metric: str) -> np.ndarray:
         """Returns the array (member, epoch) of the metric."""
@@ -173,7 +183,7 @@ class CohortHistory(Mapping):
             metric: A metric name.
 
         Returns:
-            Array (member,): of the last epoch, or of the last epoch that validated.
+            Array (member,): of the last epoch that the member ran, or of the last one that validated.
 
         Raises:
             KeyError: If there is no such metric.
@@ -186,8 +196,14 @@ class CohortHistory(Mapping):
             array([0.5])
         """
         values = self[metric]
-        recorded = np.flatnonzero(self._recorded(metric))
-        return values[:, recorded[-1] if recorded.size else -1]
+        recorded = self._recorded(metric) & self._ran(values.shape[1])
+        last = np.where(recorded.any(axis=1), recorded.shape[1] - 1 - recorded[:, ::-1].argmax(axis=1), -1)
+        return values[np.arange(len(values)), last]
+
+    def _ran(self, epochs: int) -> np.ndarray:
+        """Says which members ran which of the first epochs, shape (member, epoch)."""
+        numbers = np.array(self.epoch[:epochs])
+        return (self.stopped_epoch[:, None] < 0) | (numbers <= self.stopped_epoch[:, None])
 
     def _recorded(self, metric: str) -> np.ndarray:
         """Says which epochs recorded the metric: of validation, not those where it is NaN in members that are well."""
@@ -196,7 +212,7 @@ class CohortHistory(Mapping):
             return np.ones(values.shape[1], bool)
         recorded = np.any(~np.isnan(values), axis=tuple(i for i in range(values.ndim) if i != 1))
         if "loss" in self.history:
-            recorded |= ~np.isfinite(self.history["loss"]).any(axis=0)
+            recorded |= ~np.isfinite(self.history["loss"]).any(axis=0) & self._ran(values.shape[1]).any(axis=0)
         return recorded
 
     def to_xarray(self) -> Any:
@@ -263,7 +279,8 @@ class CohortHistory(Mapping):
     def outcome(self) -> np.ndarray:
         """The `Outcome` of each member, an object array (member,)."""
         finite = np.isfinite(self.last("loss")) if self.epoch else np.ones(len(self.seeds), bool)
-        return np.array([Outcome.COMPLETED if ok else Outcome.DIVERGED for ok in finite], dtype=object)
+        ended = [Outcome.STOPPED_EARLY if epoch >= 0 else Outcome.COMPLETED for epoch in self.stopped_epoch]
+        return np.array([end if ok else Outcome.DIVERGED for end, ok in zip(ended, finite, strict=True)], dtype=object)
 
 
 def _optional(package: str, asked: str) -> Any:

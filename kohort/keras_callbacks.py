@@ -4,7 +4,9 @@ In comes a callback; out goes whether it must be called at every batch. The room
 Keras define batch hooks that do nothing, or nothing that needs the batch, as they are usually set.
 """
 
+import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -36,7 +38,25 @@ def inner_hook(callback: keras.callbacks.Callback, model: keras.Model) -> str | 
 
 def looks_at_validation(callback: keras.callbacks.Callback) -> bool:
     """Says whether the callback acts between training and validation."""
-    return any(_is_own(callback, hook) for hook in VALIDATION_HOOKS)
+    return validation_hook(callback) is not None
+
+
+def validation_hook(callback: keras.callbacks.Callback) -> str | None:
+    """Returns a hook in which the callback acts between training and validation, or None."""
+    return next((hook for hook in VALIDATION_HOOKS if _is_own(callback, hook)), None)
+
+
+def direction(callback: Any, model: Any) -> str | None:
+    """Returns "up" or "down", the way in which the callback takes its metric to get better; None if Keras cannot say.
+
+    Of the model its metrics are looked at, which must be built.
+    """
+    twin = copy.copy(callback)
+    twin.set_model(model)
+    twin.monitor_op = None
+    with suppress(ValueError):  # how Keras says that it does not know
+        twin._set_monitor_op()
+    return None if twin.monitor_op is None else "down" if twin.monitor_op is keras.ops.less else "up"
 
 
 def watches_loss(callback: keras.callbacks.Callback) -> bool:

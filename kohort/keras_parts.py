@@ -15,6 +15,8 @@ from keras import tree
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
+from kohort.rules import Places
+
 
 def safely() -> Any:
     """Returns a context in which Keras builds nothing of lambdas and pickles, even where `keras.config` allows it."""
@@ -163,6 +165,20 @@ def _logits_in(loss: Any) -> str | None:
     if not options.get("from_logits") or not str(getattr(function, "__module__", "")).startswith("keras."):
         return None
     return "sigmoid" if function.__name__.startswith("binary") else "softmax"
+
+
+def places_of_rules(model: keras.Model) -> Places:
+    """Returns where the state of a network like this one holds its learning rate, and the weights beside the trained.
+
+    The learning rate has no place where a schedule or function gives it.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    rate = getattr(optimizer, "_learning_rate", None)
+    weights = {id(weight) for weight in model.weights}
+    return Places(
+        next((place for place, variable in enumerate(model.optimizer.variables) if variable is rate), None),
+        tuple(place for place, v in enumerate(model.non_trainable_variables) if id(v) in weights),
+    )
 
 
 # Where Keras keeps the layers that treat each row by itself, or (normalisation) take sums over the rows.

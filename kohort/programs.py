@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import jax
 import keras
+from jax import lax
 
-from kohort import engine, keras_internals, python_code, remote
+from kohort import engine, keras_internals, python_code, remote, rules
 from kohort.data import Inputs
-from kohort.engine import Cut, Pace
+from kohort.engine import Cut, Pace, Schedule, Unknown
 from kohort.remote import RemotePrograms
+from kohort.rules import Rule
 
 
 class Programs:
@@ -43,6 +45,31 @@ class Programs:
             return engine.training_call(program(self._functions, cut, validation_cut, capacity))
 
         return self._once((cut, validation_cut, capacity, members), make)
+
+    def guided(
+        self, cut: Cut, validation_cut: Cut | None, capacity: int, followed: tuple[Rule, ...], members: bool
+    ) -> Callable:
+        """Returns the training program that follows rules, for one member, or for a block of them."""
+
+        def make() -> Callable:
+            either = rules.both if members else lax.cond
+            run = rules.guided_program(self._functions, cut, validation_cut, capacity, followed, either)
+            return engine.training_call(rules.over_members(run) if members else run)
+
+        return self._once(("guided", cut, validation_cut, capacity, followed, members), make)
+
+    def logged(self, data: Inputs, state: Any) -> dict:
+        """Returns what an epoch logs, by the names of the history: shapes and types, without running it."""
+
+        def run(state: Any, training: Any, validation: Any) -> Any:
+            epoch = engine.epoch_function(self._functions, data.cut, data.validation_cut)
+            return epoch(state, training, validation, Schedule(), 0, Unknown.of(1, state))[1]
+
+        def make() -> dict:
+            validation = data.validation.batch if data.validation else None
+            return rules.joined(jax.eval_shape(run, state, data.training.batch, validation))
+
+        return self._once(("logged", data.cut, data.validation_cut, shapes_of(data)), make)
 
     def validation(self, cut: Cut) -> Callable:
         """Returns the program of a validation that belongs to a fit: it gives the state back, too."""

@@ -26,6 +26,7 @@ ENGINE = "tests/test_engine.py::"
 ENSEMBLE = "tests/test_ensemble.py::"
 FILES = "tests/test_files.py::"
 SAVING = "tests/test_saving.py::"
+CALLBACKS = "tests/test_cohort_callbacks.py::"
 ARGUMENT = FIT + "test_argument"
 
 FAULTS = [
@@ -184,8 +185,8 @@ FAULTS = [
     Fault(
         "owed-draws-forgotten",
         "kohort/generators.py",
-        "for rows, times in self._owed:",
-        "for rows, times in self._owed[-1:]:",
+        "owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed]",
+        "owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed[-1:]]",
         ("tests/test_data.py::test_permutations_that_are_owed_are_drawn_when_somebody_looks",),
     ),
     Fault(
@@ -335,8 +336,8 @@ FAULTS = [
     Fault(
         "logs-of-the-wrong-epoch",
         "kohort/engine.py",
-        "return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)",
-        "return state, jax.tree.map(lambda h, log: h.at[jnp.maximum(e - 1, 0)].set(log), carry[1], logs)",
+        "return after, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)",
+        "return after, jax.tree.map(lambda h, log: h.at[jnp.maximum(e - 1, 0)].set(log), carry[1], logs)",
         (f"{ENGINE}test_batches_come_in_the_order_of_the_schedule", f"{FIT}test_many_epochs_over_several_calls"),
     ),
     Fault(
@@ -519,9 +520,8 @@ FAULTS = [
     Fault(
         "members-mixed",
         "kohort/members.py",
-        "history = extended(trained.history, epochs, self.members.join(list(logs)), validates)",
-        "mixed = jax.tree.map(lambda a: a - a.mean(0) + a[:1], self.members.join(list(logs)))\n"
-        "        history = extended(trained.history, epochs, mixed, validates)",
+        "columns = lanes.scatter(list(logs), len(epochs))",
+        "columns = jax.tree.map(lambda a: a - a.mean(0) + a[:1], lanes.scatter(list(logs), len(epochs)))",
         (f"{COHORT}test_diverged_member_leaves_its_neighbours",),
     ),
     Fault(
@@ -652,6 +652,56 @@ FAULTS = [
         '    keras_parts.set_decay_exclusions(model, about["decay_exclusions"])\n',
         "",
         (f"{SAVING}test_a_fit_goes_on_where_it_stopped[undecayed-small-True]",),
+    ),
+    # callbacks of a cohort
+    Fault(
+        "patience-is-one-more",
+        "kohort/rules.py",
+        'stops = is_due & ~improves & (wait >= numbers["patience"])',
+        'stops = is_due & ~improves & (wait > numbers["patience"])',
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "best-weights-are-the-last",
+        "kohort/rules.py",
+        "weights = chosen(is_due & improves, self._weights(seen.state), memory.weights)",
+        "weights = chosen(is_due, self._weights(seen.state), memory.weights)",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "numbers-of-32-bits",
+        "kohort/rules.py",
+        "result = function(wide, lax.bitcast_convert_type(number, jnp.float64))",
+        "result = function(wide, lax.bitcast_convert_type(number, jnp.float64).astype(jnp.float32).astype(wide.dtype))",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "no-cooldown",
+        "kohort/rules.py",
+        "counts = ~improves & (cooldown == 0)",
+        "counts = ~improves",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "stopped-members-train-on",
+        "kohort/rules.py",
+        "either(carry[1].goes_on, train, rest, carry, e)",
+        "either(carry[1].epochs >= 0, train, rest, carry, e)",
+        (f"{CALLBACKS}test_a_poisoned_member_stops_alone[True]",),
+    ),
+    Fault(
+        "stopped-members-draw-on",
+        "kohort/members.py",
+        "for member in np.flatnonzero(is_short).tolist():",
+        "for member in []:",
+        (f"{CALLBACKS}test_exact_members_are_guided_as_by_keras_bit_for_bit[patience]",),
+    ),
+    Fault(
+        "lanes-are-mixed-up",
+        "kohort/lanes.py",
+        "left[own] = np.asarray(now)[: block.own]",
+        "left[own] = np.asarray(now)[: block.own][::-1]",
+        ("tests/test_lanes.py",),
     ),
     # the switch
     Fault(

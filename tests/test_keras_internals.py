@@ -54,6 +54,10 @@ PRIVATE = {
     "Model._get_metrics_result_or_logs": lambda m: callable(m._get_metrics_result_or_logs),
     "Model._should_eval": lambda m: list(inspect.signature(m._should_eval).parameters) == ["epoch", "validation_freq"],
     "Model._initial_epoch": lambda m: m._initial_epoch is None,
+    "MonitorCallback._set_monitor_op": lambda m: (
+        hasattr(keras.callbacks.EarlyStopping(), "monitor_op")
+        and callable(keras.callbacks.EarlyStopping()._set_monitor_op)
+    ),
     "Optimizer._learning_rate": lambda m: isinstance(m.optimizer._learning_rate, keras.Variable),
     "backend.is_nnx_enabled": lambda m: internals.is_nnx_enabled() is False,
     "random.make_default_seed": lambda m: all(callable(part.make_default_seed) for part in seed_modules()),

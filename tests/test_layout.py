@@ -24,6 +24,7 @@ PACKAGE = ROOT / "kohort"
 # A room imports only from the rooms before it; `__init__.py` and `__main__.py` may import from all of them.
 ROOMS = [
     "notebook",
+    "disk",
     "files",
     "history",
     "survival",
@@ -31,6 +32,7 @@ ROOMS = [
     "rounding",
     "abreast",
     "engine",
+    "rules",
     "wire",
     "generators",
     "python_code",
@@ -52,6 +54,8 @@ ROOMS = [
     "verify",
     "shapes",
     "template",
+    "cohort_callbacks",
+    "lanes",
     "members",
     "membership",
     "saving",
