@@ -637,6 +637,7 @@ FAULTS = [
         '    keras_parts.set_decay_exclusions(model, about["decay_exclusions"])\n',
         "",
         (f"{SAVING}test_a_fit_goes_on_where_it_stopped[undecayed-small-True]",),
+    ),
     # callbacks of a cohort
     Fault(
         "patience-is-one-more",
