@@ -293,8 +293,8 @@ FAULTS = [
     Fault(
         "metrics-not-reset",
         "kohort/engine.py",
-        "    state = functions.reset_metrics(state)\n",
-        "",
+        "    fresh = functions.reset_metrics(state)\n",
+        "    fresh = state\n",
         (f"{ARGUMENT}[default-batch]",),
     ),
     Fault(

@@ -14,6 +14,7 @@ from oracle import differences
 import kohort
 from kohort.checks import Recipe
 from kohort.data import BatchOrder
+from kohort.engine import Schedule
 from kohort.generators import MemberGenerators, permutations
 
 # The classic problems.
@@ -260,7 +261,7 @@ def test_an_order_that_is_as_it_comes_carries_nothing():
     order = BatchOrder(10, Recipe(batch_size=4, shuffle=False), 1)
 
     assert order.row_bytes == 0
-    assert order.draw(3, 8) == (None, None, None, None)
+    assert order.draw(3, 8) == Schedule()
 
 
 def test_room_that_is_not_drawn_is_empty():
