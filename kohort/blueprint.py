@@ -62,7 +62,8 @@ def described(model: keras.Model, refusal: Callable[[keras.Model, str, str], Val
     compiled = serialised.pop("compile_config")
     for option, kept in keras_parts.kept_options(model).items():
         compiled[option] = keras.saving.serialize_keras_object(kept)
-    compiled["jit_compile"] = "auto"  # what the caller's backend made of "auto" is not what JAX makes of it
+    # What another backend made of "auto" is not what JAX makes of it.
+    compiled["jit_compile"] = "auto" if model.jit_compile or not keras_internals.on_jax() else False
     return {
         "model": serialised,
         "compiled": compiled,

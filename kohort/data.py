@@ -120,9 +120,10 @@ def _converted(x: Any, y: Any, sample_weight: Any, class_weight: Any = None) -> 
 
 def _at_hand(array: Any) -> Any:
     """Puts an array where the programs read it; there, a small one goes with each call, which costs less than once."""
-    if not keras_internals.on_jax() or (array.nbytes <= SMALL_BYTES and jax.default_backend() == "cpu"):
+    if not keras_internals.on_jax():
         return np.asarray(array)
-    return jnp.asarray(array)
+    is_small = array.nbytes <= SMALL_BYTES and jax.default_backend() == "cpu"
+    return np.array(array) if is_small else jnp.asarray(array)  # a copy: what a callback writes into `x` is not seen
 
 
 def _first_array(x: Any) -> Any:

@@ -117,16 +117,16 @@ class ArrayEpochs:
     def train_piece(self, state: State, piece: range, interrupt: Interrupt) -> Advanced | None:
         """Runs the next batches of that epoch; the logs are those of all its batches so far, and of the last alone."""
         size, cut, whole = self.data.cut.batch_size, self.data.cut, self._whole
-        rows = self.order.room(self.capacity)
+        rows = self.order.room(1)
         rows[0] = np.arange(cut.rows) if whole.rows is None else whole.rows[0]
         every = range(cut.full if whole.full is None else int(whole.full[0]))
         full = every[piece.start : piece.stop]
         # The program begins with the first rows, and the last batch, where it is smaller, stands at the end.
         rows[0, : len(full) * size] = rows[0, piece.start * size : (piece.start + len(full)) * size].copy()
-        zeros = np.zeros(self.capacity, np.int32)
+        zeros = np.zeros(1, np.int32)
         counts = (zeros + len(full), zeros + (piece.stop > len(every)))
-        schedule = Schedule(rows, *counts, resets=np.full(self.capacity, piece.start == 0))
-        done = self._train(state, schedule, interrupt, keeps=True)
+        schedule = Schedule(rows, *counts, resets=np.full(1, piece.start == 0))
+        done = self._train(state, schedule, interrupt, keeps=True, capacity=1)
         if done is None:
             return None
         (results, of_last), none = done[1]
@@ -140,9 +140,12 @@ class ArrayEpochs:
         self.programs.room = schedule.rows
         return schedule
 
-    def _train(self, state: State, schedule: Schedule, interrupt: Interrupt, keeps: bool) -> tuple | None:
-        program = self.programs.epochs(self.data.cut, None, self.capacity)
-        pace = self.programs.pace("train", self.capacity, self.data.cut, shapes_of(self.data))
+    def _train(
+        self, state: State, schedule: Schedule, interrupt: Interrupt, keeps: bool, capacity: int = 0
+    ) -> tuple | None:
+        capacity = capacity or self.capacity
+        program = self.programs.epochs(self.data.cut, None, capacity)
+        pace = self.programs.pace("train", capacity, self.data.cut, shapes_of(self.data))
         return self._run(program, pace, state, None, schedule, 1, interrupt, keeps)
 
     def _until_not_finite(self, state: State, schedule: Schedule, interrupt: Interrupt) -> Advanced | None:
@@ -194,6 +197,7 @@ class ArrayEpochs:
             if spends and results is None:  # a signal handler of somebody else's raised: what was given is gone
                 for old, left in zip(state, call[0], strict=True):
                     old[:] = left
+                self.programs.room = None  # the call may still read it
         if results is not None:
             pace.record(count, time.perf_counter() - start)
         return results

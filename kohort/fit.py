@@ -7,6 +7,7 @@ what `model.fit` gives on CPU. The room exists because it is the one-word door: 
 
 import functools
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -254,7 +255,20 @@ def _python_reason(model: keras.Model, request: Request) -> str | None:
         return None
     kinds = [keras_internals.stream_kind(data) for data in (request.x, request.validation_data)]
     streams = [f"its data are {kind}" for kind in kinds if kind]
-    code = python_code.somebody_elses(model, *keras_callbacks.listed(request.callbacks))
+    code = python_code.somebody_elses(*keras_callbacks.listed(request.callbacks)) or _code_of(model)
     codes = [f"{code} is not Keras's own: each step may run it, or see what it changed"] if code else []
     option = "run_eagerly=True" if model.run_eagerly else "jit_compile=False"
     return next((f"the model was compiled with `{option}`, and {why}" for why in streams + codes), None)
+
+
+_codes: "weakref.WeakKeyDictionary[keras.Model, tuple[Any, str]]" = weakref.WeakKeyDictionary()
+
+
+def _code_of(model: keras.Model) -> str | None:
+    """Names code at the steps of a model that is not Keras's own. Once found it is remembered: to fall back is safe."""
+    marker, (known, code) = keras_internals.compile_marker(model), _codes.get(model, (None, None))
+    if code is None or known is not marker:
+        code = python_code.somebody_elses(model)
+        if code is not None:
+            _codes[model] = (marker, code)
+    return code

@@ -24,6 +24,8 @@ NOT_AT_STEPS = {
     "__init__", "__init_subclass__", "__new__", "__annotate__", "__annotate_func__", "build", "get_config",
     "from_config", "get_build_config", "build_from_config", "compute_output_shape",
 }  # fmt: skip
+# What runs steps, and is none: kohort itself may stand in its place.
+AROUND_STEPS = {"fit", "evaluate", "predict"}
 # What a fit itself changes of a model as it goes along, or what is no matter to a step.
 NOT_SETTINGS = {
     "history", "stop_training", "train_function", "test_function", "predict_function", "_eval_epoch_iterator",
@@ -32,6 +34,7 @@ NOT_SETTINGS = {
     "_auto_config", "_compile_config", "_value", "_path", "_model",
 }  # fmt: skip
 PLAIN = bool | int | float | complex | str | bytes | np.generic | np.dtype | type(None) | type(...) | slice
+SLOTS = types.MemberDescriptorType | types.GetSetDescriptorType | type
 ARRAYS = np.ndarray | jax.Array
 IDLE = weakref.ref | inspect.Signature | types.ModuleType | keras.KerasTensor | threading.local | PurePath | type
 # Whose classes hold data, or compute and do nothing else.
@@ -61,6 +64,7 @@ class Survey:
         """Has seen nothing yet."""
         self.settings: list[Any] = []
         self._known: dict[int, Any] = {}
+        self._patches: dict[type, str | None] = {}
 
     def foreign(self, thing: Any) -> str | None:
         """Names what runs somebody else's code in this thing, or returns None and notes the settings."""
@@ -84,20 +88,41 @@ class Survey:
         for kind in type(thing).__mro__:
             if kind.__module__.startswith(PREPARES_DATA):
                 return f"`{kind.__name__}`"
-            if not is_kerass(kind.__module__) and kind.__module__.split(".")[0] not in OF_OTHERS:
+            if is_kerass(kind.__module__):
+                found = self._patched(kind)
+                if found:
+                    return found
+            elif kind.__module__.split(".")[0] not in OF_OTHERS:
                 found = next(filter(None, (self._member(kind, *member) for member in vars(kind).items())), None)
                 if found:
                     return found
         return None
 
+    def _patched(self, kind: type) -> str | None:
+        """Names what somebody else put in the place of a method of Keras's, of which decorators add special ones."""
+        if kind not in self._patches:
+            at_steps = (name for name in vars(kind) if name == "__call__" or not name.startswith("__"))
+            members = {name: vars(kind)[name] for name in at_steps if name not in AROUND_STEPS}
+            odd = (name for name, member in members.items() if callable(member) and _is_put(member))
+            self._patches[kind] = next((f"`{kind.__name__}.{name}`" for name in odd), None)
+        return self._patches[kind]
+
     def _member(self, kind: type, name: str, member: Any) -> str | None:
         if isinstance(member, classmethod | staticmethod):
             member = member.__func__
-        if isinstance(member, property):
+        if hasattr(type(member), "__get__") and not isinstance(member, types.FunctionType | SLOTS):
             return f"`{kind.__name__}.{name}`"
         if name in NOT_AT_STEPS or not callable(member) or isinstance(member, type):
             return None
         return self.foreign(member) if isinstance(member, types.FunctionType) else f"`{kind.__name__}.{name}`"
+
+
+def _is_put(member: Any) -> bool:
+    """Says whether a method in a class of Keras's is not the one that Keras wrote."""
+    if isinstance(member, types.FunctionType):
+        written_in = member.__globals__.get("__name__", "")
+        return not is_kerass(written_in) and written_in != "collections"  # which writes named tuples
+    return not isinstance(member, type) and type(member).__module__ not in ("builtins", "functools")
 
 
 def is_kerass(module: str) -> bool:
@@ -120,6 +145,8 @@ def parts(thing: Any) -> Iterator[Any]:
         yield from sorted(thing, key=repr)
     elif isinstance(thing, list | tuple):
         yield from thing
+    if isinstance(thing, keras.Operation):  # what a functional model calls it with, a function perhaps
+        yield from ((node.arguments.args, node.arguments.kwargs) for node in thing._inbound_nodes)
     held = getattr(thing, "__dict__", {})
     yield from (part for name, part in held.items() if name not in NOT_SETTINGS)
 

@@ -150,7 +150,7 @@ class Eagerly(Trace):
 
 
 # What JAX runs eagerly as the operations that it is made of.
-COMPOSED = {"checkpoint", "remat2", "closed_call", "custom_linear_solve", "linear_call"}
+COMPOSED = {"checkpoint", "remat2", "closed_call", "eval_jaxpr", "custom_linear_solve", "linear_call"}
 
 
 def canonical_convolutions(function: Callable) -> Callable:
@@ -177,7 +177,7 @@ def canonical_convolutions(function: Callable) -> Callable:
 
 
 # Calls whose body XLA compiles as if it stood at the place of the call.
-INLINED_CALLS = {"pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
+INLINED_CALLS = {"pjit", "jit", "closed_call", "core_call", "eval_jaxpr", "custom_jvp_call", "custom_vjp_call"}
 
 
 def inlined(equation: Any) -> list[ClosedJaxpr]:

@@ -148,6 +148,8 @@ class Training:
         left = range(steps - 1, count + steps - 1, steps)  # Keras's number of the last batch of each execution
         start = 0
         while left:
+            if interrupt:
+                return None
             saves = [keras_callbacks.batches_to_save(each, left) for each in self.saving]
             ends = left[: min((nth for nth in saves if nth), default=len(left))]
             left = left[len(ends) :]

@@ -33,6 +33,7 @@ PICTURES = {
     "loss_landscape": lambda **ax: plot.loss_landscape(compiled(), X, Y, grid_resolution=7, **ax),
     "wall": lambda **ax: plot.wall(Cohort(range(6), losses()), X, Y, grid_resolution=12, loss=0.5, **ax),
     "spread": lambda **ax: plot.spread(Cohort(range(6), losses()), X, Y, grid_resolution=12, **ax),
+    "response_curve": lambda **ax: plot.response_curve(network(features=1), X[:, :1], X[:, 0] ** 2, **ax),
     "history": lambda **ax: plot.history(losses(), **ax),
     "survival": lambda **ax: plot.survival(Cohort(range(6), losses()), loss=0.5, **ax),
     "minima": lambda **ax: plot.minima(Cohort(range(6), losses()), X, Y, grid_resolution=12, **ax),

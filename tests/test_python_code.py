@@ -2,6 +2,7 @@
 
 import functools
 import types
+from unittest import mock
 
 import keras
 import numpy as np
@@ -225,6 +226,36 @@ def with_helper():
     return model
 
 
+class OwnPartial(layers.Dense):
+    call = functools.partialmethod(lambda self, inputs, times: times * inputs, times=2)
+
+
+class OwnCached(layers.Dense):
+    @functools.cached_property
+    def units_again(self):
+        return self.units
+
+
+def scanned():
+    """Keras's own operation, which is told to run somebody else's function."""
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, keras.ops.associative_scan(lambda a, b: a + b, inputs))
+
+
+def own_call(layer, inputs, training=None):
+    return inputs
+
+
+def test_a_method_of_keras_that_somebody_replaced(monkeypatch):
+    """The quick way to look into a layer: it must be seen at each step, as Keras would run it."""
+    model = build(dense(2))
+    assert python_code.somebody_elses(model) is None
+    monkeypatch.setattr(layers.Dense, "call", own_call)
+    assert python_code.somebody_elses(model) == "`Dense.call`"
+    monkeypatch.setattr(layers.Dense, "call", mock.MagicMock())
+    assert python_code.somebody_elses(model) == "`Dense.call`"
+
+
 @pytest.mark.parametrize(
     ("make", "code"),
     [
@@ -240,6 +271,9 @@ def with_helper():
         (lambda: build(dense(2), optimizer=lambda: keras.optimizers.SGD(OwnRate())), "`OwnRate.__call__`"),
         (lambda: build(layers.Normalization, dense(2)), "`Normalization`"),
         (lambda: build(lambda: keras.Sequential([OwnLayer(2)])), "`OwnLayer.call`"),
+        (lambda: build(lambda: OwnPartial(2)), "`OwnPartial.call`"),
+        (lambda: build(lambda: OwnCached(2)), "`OwnCached.units_again`"),
+        (scanned, "<lambda>"),
         (with_method, "<lambda>"),
         (with_helper, "`Helper.help`"),
     ],
