@@ -14,6 +14,7 @@ from keras import layers
 from oracle import by_keras, differences, outcome
 
 import kohort
+from kohort.checks import NotFiniteError
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(12, 2)).astype("float32")
@@ -60,7 +61,8 @@ def refused(error, match, *things):
     """Expects an error of the template that matches, and that nothing is changed."""
     with untouched(*things), pytest.raises(error, match=match) as caught:
         yield
-    assert type(caught.value) is error
+    # One ValueError has a name of its own, by which an installed kohort knows what Keras would take.
+    assert type(caught.value) in ((error, NotFiniteError) if error is ValueError else (error,))
     assert TEMPLATE.fullmatch(str(caught.value)), str(caught.value)
 
 
