@@ -52,8 +52,8 @@ class Cohort(Results):
         ((16, 500), (16, 4, 1))
 
     Source:
-        `keras.models.clone_model` and `keras.utils.set_random_seed` define a member; `jax.vmap` maps the training over
-        them.
+        `keras.models.clone_model` and `keras.utils.set_random_seed` define a member; `jax.vmap`, or for the smallest
+        networks `kohort.abreast`, maps the training over them.
     """
 
     def __init__(self, model: keras.Model, seeds: int | Iterable[int], *, exact: bool = False) -> None:

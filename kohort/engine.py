@@ -1,9 +1,9 @@
 """The compiled fit, written for one member.
 
 In come pure functions of one network (Keras's own steps), its state and the row numbers of each batch; out come the
-state after any number of epochs and the logs of each epoch. Nothing here knows Keras or many members until the last
-lines, which map a program over a leading member axis. The room exists because the time of a small `fit` is dispatch:
-one program that holds the whole loop over epochs and batches has none.
+state after any number of epochs and the logs of each epoch. Nothing here knows Keras, and of many members only the
+programs at the end, which map over a member axis or put it last. The room exists because the time of a small `fit` is
+dispatch: one program that holds the whole loop over epochs and batches has none.
 """
 
 import functools
