@@ -30,7 +30,7 @@ AROUND_STEPS = {"fit", "evaluate", "predict"}
 NOT_SETTINGS = {
     "history", "stop_training", "train_function", "test_function", "predict_function", "_eval_epoch_iterator",
     "_jax_state", "_jax_state_synced", "_initial_epoch", "_losses", "_losses_override", "_loss_ids", "_lock",
-    "_tracker", "_inbound_nodes", "_outbound_nodes", "_nodes", "_nodes_by_depth", "_operations_by_depth",
+    "_tracker", "parent_nodes", "_outbound_nodes", "_nodes", "_nodes_by_depth", "_operations_by_depth",
     "_auto_config", "_compile_config", "_value", "_path", "_model",
 }  # fmt: skip
 PLAIN = bool | int | float | complex | str | bytes | np.generic | np.dtype | type(None) | type(...) | slice
@@ -145,8 +145,6 @@ def parts(thing: Any) -> Iterator[Any]:
         yield from sorted(thing, key=repr)
     elif isinstance(thing, list | tuple):
         yield from thing
-    if isinstance(thing, keras.Operation):  # what a functional model calls it with, a function perhaps
-        yield from ((node.arguments.args, node.arguments.kwargs) for node in thing._inbound_nodes)
     held = getattr(thing, "__dict__", {})
     yield from (part for name, part in held.items() if name not in NOT_SETTINGS)
 

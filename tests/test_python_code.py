@@ -69,7 +69,8 @@ SLOW = {
     "layer normalisation": (regression(dense(8), layers.LayerNormalization), FIT),
     "half precision": (
         regression(
-            dense(8, "relu", dtype="mixed_float16"), optimizer=lambda: keras.optimizers.LossScaleOptimizer("sgd")
+            dense(8, "relu", dtype="mixed_float16"),
+            optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
         ),
         FIT,
     ),
