@@ -13,7 +13,7 @@ from oracle import differences
 
 import kohort
 from kohort.checks import Recipe
-from kohort.data import BatchOrder
+from kohort.data import BatchOrder, samples
 from kohort.engine import Schedule
 from kohort.generators import MemberGenerators, permutations
 
@@ -272,3 +272,12 @@ def test_room_that_is_not_drawn_is_empty():
     assert order.row_bytes == rows[0].nbytes
     assert (np.sort(rows[:2], axis=1) == np.arange(5)).all()
     assert not rows[2:].any()
+
+
+@pytest.mark.parametrize("rows", [10, 40_000])
+def test_what_is_written_into_x_later_is_not_seen(rows):
+    x = np.ones((rows, 2), "float32")
+    batch = samples(x).batch
+    x[:] = 5
+
+    np.testing.assert_array_equal(np.asarray(batch[0]), 1)
