@@ -123,7 +123,9 @@ def _at_hand(array: Any) -> Any:
     if not keras_internals.on_jax():
         return np.asarray(array)
     is_small = array.nbytes <= SMALL_BYTES and jax.default_backend() == "cpu"
-    return np.array(array) if is_small else jnp.asarray(array)  # a copy: what a callback writes into `x` is not seen
+    if is_small or isinstance(array, np.ndarray):  # JAX may read it later, or for ever: what is written into `x` now
+        array = np.array(array)  # must not be seen
+    return array if is_small else jnp.asarray(array)
 
 
 def _first_array(x: Any) -> Any:
