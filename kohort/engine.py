@@ -81,6 +81,7 @@ class Schedule(NamedTuple):
     full: Int[Array | np.ndarray, " epoch"] | None = None  # full batches of the epoch; None: all of the cut
     partial: Int[Array | np.ndarray, " epoch"] | None = None  # partial batches of the epoch, 0 or 1; None: as cut
     validates: Bool[Array | np.ndarray, " epoch"] | None = None  # whether validation follows; None: always
+    validation_rows: UInt[Array | np.ndarray, "*member row"] | None = None  # rows that validate; None: as they come
 
 
 def take(samples: Any, rows: Any) -> Any:
@@ -194,7 +195,8 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
         pass_cut = validation_cut
 
         def validate(state: State) -> tuple:
-            return run_pass(functions, functions.test_step, state, validation, pass_cut, unknown)
+            rows = schedule.validation_rows
+            return run_pass(functions, functions.test_step, state, validation, pass_cut, unknown, rows)
 
         def skip(state: State) -> tuple:
             return state, zeros_like_result(validate, state)[1]
@@ -382,10 +384,13 @@ def wait(results: Any, interrupt: Any) -> bool:
     return True
 
 
-def over_members(run: Callable) -> Callable:
-    """Maps a training program over members: state and row numbers have a leading member axis, all else is shared."""
-    shared_schedule = Schedule(rows=0, full=None, partial=None, validates=None)  # type: ignore[arg-type]
-    return jax.vmap(run, in_axes=(0, None, None, shared_schedule, None))
+def over_members(run: Callable, samples: Any = None, validation: Any = None) -> Callable:
+    """Maps a training program over members: state and row numbers have a leading member axis, all else is shared.
+
+    Of the samples, those parts have one where `samples` and `validation` hold a 0, such as weights: (None, None, 0).
+    """
+    schedule = Schedule(rows=0, full=None, partial=None, validates=None, validation_rows=0)  # type: ignore[arg-type]
+    return jax.vmap(run, in_axes=(0, samples, validation, schedule, None))
 
 
 def keep_programs_on_disk() -> None:
