@@ -176,16 +176,18 @@ def inputs_of_share(data: Inputs, training: int, validation: int | None, recipe:
         return data
     batch = data.training.batch
     samples = data.training if recipe.class_weight is None else Samples(batch[:2], data.training.rows)
-    batch_size = recipe.validation_batch_size or recipe.batch_size
-    cut = pass_cut(validation, batch_size, recipe.validation_steps, steps)
-    return data._replace(validation=samples, validation_cut=cut)
+    return data._replace(validation=samples, validation_cut=_validation_cut(validation, recipe, steps))
 
 
 def validation_inputs(validation_data: Any, recipe: Recipe, steps_per_execution: int) -> tuple[Samples, Cut]:
     """Converts the arrays that validate and cuts them into batches as Keras does."""
     validation = _converted(*(*validation_data, None)[:3])
+    return validation, _validation_cut(validation.rows, recipe, steps_per_execution)
+
+
+def _validation_cut(rows: int, recipe: Recipe, steps_per_execution: int) -> Cut:
     batch_size = recipe.validation_batch_size or recipe.batch_size
-    return validation, pass_cut(validation.rows, batch_size, recipe.validation_steps, steps_per_execution)
+    return pass_cut(rows, batch_size, recipe.validation_steps, steps_per_execution)
 
 
 def default_batch_size(rows: int, batch_size: int | None, steps: int | None) -> int:

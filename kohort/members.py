@@ -77,12 +77,15 @@ class Members:
         self.blocks = [singles[member] for member in sorted(singles)] if exact else self.wide_blocks
         self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
         self.trained: Trained | None = None
+        self.single: Members | None = None  # of members that stand once for each fold: each of them once
 
     def crossed_with(self, splits: list[Split]) -> "Members":
         """Returns members of which each stands once for each fold."""
         roster = self.roster.crossed_with_folds(len(splits))
         sizes = [tuple(map(len, split)) for split in splits]
-        return Members(self.templates, roster, self.exact, sizes * len(self.seeds))
+        crossed = Members(self.templates, roster, self.exact, sizes * len(self.seeds))
+        crossed.single = self
+        return crossed
 
     def check_folds(self, splits: list[Split] | None, folds: Any) -> None:
         """Raises unless there is a member for each fold, and those of a block have folds of one size."""
@@ -133,12 +136,23 @@ class Members:
     def begin(self) -> Trained:
         """Returns the state that the members' seeds begin with, and an empty history."""
         # Also with `exact`, initial states are computed for several members at once: they are bit for bit Keras's.
-        states = [self._initial(block) for block in self.wide_blocks]
+        states = list(map(self._initial, self.wide_blocks)) if self.single is None else self._initial_of(self.single)
         if self.exact:
             pairs = zip(self.wide_blocks, states, strict=True)
             of_member = {m: lane for b, s in pairs for m, lane in zip(b.lanes, unstacked(s), strict=True)}
             states = [of_member[member] for member in range(len(self.seeds))]
         return Trained(states, MemberGenerators(self.seeds), self.no_history())
+
+    def _initial_of(self, single: "Members") -> list[State]:
+        """Returns the states that the blocks begin with: those of one seed begin alike in all folds."""
+        folds, places, states = len(self.seeds) // len(single.seeds), {}, {}
+        for kind in range(len(self.templates)):
+            blocks = [block for block in single.wide_blocks if block.kind == kind]
+            states[kind] = jax.tree.map(lambda *parts: np.concatenate(parts), *map(single._initial, blocks))
+            places |= {member: place for place, member in enumerate(m for block in blocks for m in block.lanes)}
+        lanes = [[places[member // folds] for member in block.lanes] for block in self.wide_blocks]
+        pairs = zip(self.wide_blocks, lanes, strict=True)
+        return [jax.tree.map(lambda a, own=own: a[own], states[block.kind]) for block, own in pairs]
 
     def _initial(self, block: Block) -> State:
         lanes = list(block.lanes)
