@@ -75,7 +75,7 @@ FAULTS = [
         "validation-steps-ignored",
         "kohort/data.py",
         "pass_cut(rows, batch_size, recipe.validation_steps, steps_per_execution)",
-        "pass_cut(validation.rows, batch_size)",
+        "pass_cut(rows, batch_size)",
         (f"{ARGUMENT}[validation-steps]",),
     ),
     Fault(
