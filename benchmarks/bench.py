@@ -1,7 +1,7 @@
 """Compares kohort with plain Keras, and with what else is installed, in one run.
 
-In come XOR, moons, moons as a stream, and moons with a callback; out go a table of figures beside what each must
-reach, and one of times and losses.
+In come XOR, moons, moons as a stream, with a callback, and with members that stop; out go a table of figures beside
+what each must reach, and one of times and losses.
 Every contender has a process and a cache folder of its own and works only when told to: those of a problem take turns
 (A B C A B C ...), so that a busy moment of the machine meets them all. A ratio is formed within each round; the median
 over the rounds counts, the lowest and the highest stand beside it.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import contenders
 import results
-from contenders import CALLBACKS, MOONS, STREAM, XOR, Fit, Problem
+from contenders import CALLBACKS, MOONS, STOPPING, STREAM, XOR, Fit, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
 # Who does not answer for so long is given up, and the table says so.
@@ -39,6 +39,7 @@ LEAST_RATIO = {
     (MOONS, "Cohort.fit", "model.fit on JAX"): 50,
     (STREAM, "kohort.fit", "model.fit on JAX"): 3,
     (CALLBACKS, "kohort.fit with an epoch callback", "model.fit on JAX with an epoch callback"): 10,
+    (STOPPING, "Cohort.fit, half stopped at a tenth", "Cohort.fit, nobody stopped"): 1 / 0.65,
 }
 MOST_START_SECONDS = 1.0
 
@@ -53,12 +54,13 @@ class Settings(NamedTuple):
     problems: tuple[Problem, ...] = (XOR, MOONS)
     stream: Problem = STREAM
     callbacks: Problem = CALLBACKS
+    stopping: Problem = STOPPING
 
 
 QUICK = Settings(
     1, 0.0, 1, 5,
     (XOR._replace(epochs=30, slow_epochs=2, members=16), MOONS._replace(epochs=2, slow_epochs=1, members=8)),
-    STREAM._replace(rows=80, epochs=2), CALLBACKS._replace(epochs=2),
+    STREAM._replace(rows=80, epochs=2), CALLBACKS._replace(epochs=2), STOPPING._replace(epochs=10, members=16),
 )  # fmt: skip
 
 
@@ -147,7 +149,9 @@ OURS = [
 
 
 def ours(problem: Problem) -> list[Contender]:
-    """Returns kohort's own: cohorts take no streams and call no callbacks."""
+    """Returns kohort's own: cohorts take no streams."""
+    if problem.name == STOPPING.name:
+        return [Contender("Cohort.fit, half stopped at a tenth", contenders.stopping_fit, values=(True,))]
     if problem.has_callback:
         return [OURS[0]._replace(name="kohort.fit with an epoch callback")]
     return OURS[:1] if problem.is_stream else OURS
@@ -155,6 +159,8 @@ def ours(problem: Problem) -> list[Contender]:
 
 def rivals(problem: Problem) -> list[Contender]:
     """Returns those that kohort is compared with."""
+    if problem.name == STOPPING.name:
+        return [Contender("Cohort.fit, nobody stopped", contenders.stopping_fit, values=(False,))]
     single = Contender("model.fit on JAX", contenders.keras_fit, values=(1,))
     if problem.has_callback:
         return [single._replace(name="model.fit on JAX with an epoch callback")]
@@ -178,7 +184,7 @@ class Runner:
         self.label = ", ".join(filter(None, (problem.name, contender.name, contender.option)))
         self.epochs = problem.slow_epochs if contender.is_slow else problem.epochs
         self.is_loop = contender.make is contenders.keras_loop  # over seeds: compared with cohorts only
-        self.members = problem.members if contender.make is contenders.cohort_fit else 1
+        self.members = problem.members if contender.make in (contenders.cohort_fit, contenders.stopping_fit) else 1
         self.fits: list[Fit] = []
         self.is_installed = importlib.util.find_spec(contender.needs) is not None
         self.why_not = "" if self.is_installed else "not installed"
@@ -237,7 +243,14 @@ def ratio(problem: Problem, one: Runner, other: Runner) -> Row:
     ratios = [b / a for a, b in zip(one.seconds(), other.seconds(), strict=False)]
     if not ratios:
         return Row(*names, one.why_not or other.why_not)
-    goal = ("–", "–") if least is None else (f"≥ {least:,} times", yes_or_no(statistics.median(ratios) >= least))
+    goal = (
+        ("–", "–")
+        if least is None
+        else (
+            f"≥ {least:.3g} times" if least < 2 else f"≥ {least:,} times",
+            yes_or_no(statistics.median(ratios) >= least),
+        )
+    )
     return Row(*names, f"{number(statistics.median(ratios))} times", spread(ratios), *goal)
 
 
@@ -335,6 +348,7 @@ def sections(settings: Settings) -> dict[str, Callable[[], tuple]]:
     return races | {
         "stream": functools.partial(race, settings.stream, settings),
         "callbacks": functools.partial(race, settings.callbacks, settings),
+        "stopping": functools.partial(race, settings.stopping, settings),
         "start": lambda: ([row for problem in settings.problems for row in starts(problem, settings)], []),
         "compilations": lambda: ([row for problem in settings.problems for row in compilation_rows(problem)], []),
         "memory": lambda: (list(memory_rows(xor, settings)), []),

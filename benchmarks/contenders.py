@@ -88,6 +88,14 @@ CALLBACKS = MOONS._replace(
     title=f"the same with a callback that does nothing at the end of each epoch; {MOONS.title}",
     has_callback=True,
 )
+STOPPING = MOONS._replace(
+    name="stopping",
+    title="the same 400 points; two hidden ReLU layers, the first of which is dead in every other member, SGD(0.05)",
+    hidden=(8, 8),
+    optimizer="sgd",
+    metrics=(),
+    members=1024,
+)
 
 
 def begin(hidden: set[str], target: Callable, *arguments: Any) -> None:
@@ -244,6 +252,41 @@ def cohort_fit(problem: Problem, exact: bool) -> Once:
         history = cohort.fit(x, y, batch_size=problem.batch_size, epochs=epochs, verbose=0)
         seconds = time.perf_counter() - start
         last = np.asarray(history["loss"])[:, -1]
+        return Fit(seconds, float(last[0]), float(np.nanmedian(last)))
+
+    return once
+
+
+def stopping_fit(problem: Problem, stops: bool) -> Once:
+    """Members half of which learn nothing, warm; `stops` lets `EarlyStopping` end those at a tenth of the epochs."""
+    import keras
+    import numpy as np
+
+    import kohort
+
+    @keras.saving.register_keras_serializable("benchmarks")
+    class EveryOther(keras.initializers.GlorotUniform):
+        """Kernels of zeros in about half of the members: no gradient passes a ReLU that is zero everywhere."""
+
+        def __call__(self, shape: Any, dtype: Any = None) -> Any:
+            kernel = super().__call__(shape, dtype)
+            return kernel * (kernel[0, 0] > 0)
+
+    x, y = data(problem)
+    first, *others = (keras.layers.Dense(width, activation="relu") for width in problem.hidden)
+    first.kernel_initializer = EveryOther()
+    output = keras.layers.Dense(1, activation=problem.output)
+    base = keras.Sequential([keras.Input((2,)), first, *others, output])
+    base.compile(optimizer=keras.optimizers.SGD(0.05), loss=problem.loss)
+
+    def once(epochs: int) -> Fit:
+        patience = max(1, epochs // 10 - 1)
+        callbacks = [keras.callbacks.EarlyStopping("loss", patience=patience, min_delta=1e-5)] if stops else None
+        start = time.perf_counter()
+        cohort = kohort.Cohort(base, problem.members)
+        history = cohort.fit(x, y, problem.batch_size, epochs, verbose=0, callbacks=callbacks)
+        seconds = time.perf_counter() - start
+        last = np.asarray(history.last("loss"))
         return Fit(seconds, float(last[0]), float(np.nanmedian(last)))
 
     return once

@@ -47,6 +47,20 @@ def diverging_cohort() -> kohort.Cohort:
     return cohort
 
 
+WAVES = np.concatenate([np.linspace(-3, -1, 30), np.linspace(0.5, 3, 40)])
+WAVES = WAVES, np.sin(2 * WAVES) + np.random.default_rng(0).normal(0, 0.1, WAVES.shape)
+
+
+@cache
+def waves_cohort() -> kohort.Cohort:
+    """Fits a curve to samples with a gap."""
+    model = dense(32, 32, 1, features=1, activation="tanh")
+    model.compile(optimizer=keras.optimizers.Adam(5e-3), loss="mse")
+    cohort = kohort.Cohort(model, seeds=64)
+    cohort.fit(*WAVES, epochs=400, verbose=0)
+    return cohort
+
+
 @cache
 def moons_cohort() -> kohort.Cohort:
     """Trains two hidden layers on the moons."""
@@ -133,6 +147,8 @@ def pictures() -> dict[str, Callable[[], object]]:
         "wall-few": lambda: plot.wall(diverging_cohort(), *XOR, members=6, columns=3),
         "wall-regression": lambda: plot.wall(wave_cohort(), *wave()),
         "wall-moons": lambda: plot.wall(moons_cohort(), *MOONS, by="val_accuracy", members=30),
+        "response-curve": lambda: plot.response_curve(waves_cohort(), *WAVES),
+        "response-curve-one": lambda: plot.response_curve(waves_cohort().best(), *WAVES),
         "spread": lambda: plot.spread(moons_cohort(), *MOONS),
         "spread-xor": lambda: plot.spread(xor_cohort(1000), *XOR),
         "history": lambda: plot.history(xor_cohort(1000)),

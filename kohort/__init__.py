@@ -26,7 +26,7 @@ if not _is_command():
     from kohort.accelerate import load_ipython_extension as load_ipython_extension
     from kohort.accelerate import unload_ipython_extension as unload_ipython_extension
     from kohort.cohort import Cohort
-    from kohort.engine import keep_programs_on_disk as _keep_programs_on_disk
+    from kohort.disk import keep_programs_on_disk as _keep_programs_on_disk
     from kohort.fit import FallBackWarning, fit
     from kohort.remote import WorkerError
     from kohort.report import report

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from kohort import remote
-from kohort.checks import Recipe, check_backend, check_data, received
+from kohort.checks import NotFiniteError, Recipe, check_backend, check_data, received
 from kohort.fit import (
     FallBackWarning,
     Request,
@@ -219,11 +220,25 @@ def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | N
         (f"kohort does not know the argument `{unknown}`" if unknown else None)
         or _refusal(check_arguments, model, request)
         or why_fall_back(model, request, inside_fit=True)
-        or _refusal(check_data, model, *request[:4], recipe)
+        or _refusal(_check_all_but_numbers, model, *request[:4], recipe)
         or _refusal(remote.check, model)
         or shapes_of(model).why_not_compile(request)
     )
     return request, reason
+
+
+def _check_all_but_numbers(model: keras.Model, *data_and_recipe: Any) -> None:
+    """Checks data as `kohort.fit` does, but for numbers that are not finite: compiled they give what Keras gives."""
+    *data, recipe = data_and_recipe
+    try:
+        check_data(model, *data, recipe=recipe)
+    except NotFiniteError:
+        check_data(model, *(keras.tree.map_structure(_finite, part) for part in data), recipe=recipe)
+
+
+def _finite(leaf: Any) -> Any:
+    is_float = isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+    return np.nan_to_num(leaf, posinf=0.0, neginf=0.0) if is_float else leaf
 
 
 def _refusal(check: Callable, *arguments: Any) -> str | None:

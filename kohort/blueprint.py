@@ -5,6 +5,7 @@ model. Custom classes go by the name of their module, which that process imports
 cross is found before anything is touched, and so that both ends read the same values.
 """
 
+import copy
 import functools
 import importlib
 import json
@@ -12,7 +13,7 @@ import operator
 import random
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -42,8 +43,22 @@ def blueprint(model: keras.Model) -> dict:
     Raises:
         ValueError: If a part of the model has no configuration, or none that another process can read.
     """
-    serialised = _serialised(model)
-    customs = sorted(set(_customs(model, serialised)))
+    description = described(model, _refusal)
+    customs = sorted(set(_customs(model, [description["model"], description["compiled"]])))
+    return {**description, "customs": customs, "path": sys.path}
+
+
+def described(model: keras.Model, refusal: Callable[[keras.Model, str, str], ValueError]) -> dict:
+    """Returns all from which `rebuilt` makes the same model again, with the settings of Keras that it needs.
+
+    Args:
+        model: A compiled, built model.
+        refusal: Makes an error of a model, what of it has no configuration, and a next step.
+
+    Raises:
+        ValueError: As `refusal` makes it.
+    """
+    serialised = _serialised(model, refusal)
     compiled = serialised.pop("compile_config")
     for option, kept in keras_parts.kept_options(model).items():
         compiled[option] = keras.saving.serialize_keras_object(kept)
@@ -51,14 +66,21 @@ def blueprint(model: keras.Model) -> dict:
     return {
         "model": serialised,
         "compiled": compiled,
-        "customs": customs,
         "trainable": keras_parts.trainability(model),
         "metric_names": keras_parts.metric_names(model),
         "floatx": keras.config.floatx(),
         "epsilon": keras.config.epsilon(),
         "image_data_format": keras.config.image_data_format(),
-        "path": sys.path,
     }
+
+
+def rebuilt(description: dict) -> keras.Model:
+    """Returns the model that was described, compiled; its metrics are still to be built, and then to be named."""
+    description = copy.deepcopy(description)  # Keras empties configurations as it goes through them
+    model = keras.saving.deserialize_keras_object(description["model"])
+    keras_parts.set_trainability(model, description["trainable"])
+    model.compile_from_config(description["compiled"])
+    return model
 
 
 def build(blueprint: dict, batch: Any) -> keras.Model:
@@ -68,9 +90,7 @@ def build(blueprint: dict, batch: Any) -> keras.Model:
     keras.config.set_epsilon(blueprint["epsilon"])
     keras.config.set_image_data_format(blueprint["image_data_format"])
     with keras.saving.custom_object_scope(_imported([Custom(*fields) for fields in blueprint["customs"]])):
-        model = keras.saving.deserialize_keras_object(blueprint["model"])
-        keras_parts.set_trainability(model, blueprint["trainable"])
-        model.compile_from_config(blueprint["compiled"])
+        model = rebuilt(blueprint)
     keras_internals.build_like(model, batch)
     keras_parts.set_metric_names(model, blueprint["metric_names"])
     return model
@@ -81,7 +101,7 @@ def check_crossing(model: keras.Model) -> None:
     marker = keras_internals.compile_marker(model)
     if _checked.get(model) is marker:
         return
-    serialised = _serialised(model)
+    serialised = _serialised(model, _refusal)
     _rebuild(model, serialised, _customs(model, serialised))
     _checked[model] = marker
 
@@ -119,19 +139,17 @@ def _first_line(error: BaseException) -> str:
     return line[:119] + "…" if len(line) > 120 else line
 
 
-def _serialised(model: keras.Model) -> dict:
+def _serialised(model: keras.Model, refusal: Callable) -> dict:
     if type(model).compile is not keras.Model.compile:
-        raise _refusal(
-            model, f"{type(model).__name__}, which overrides `compile`", "Compile with Keras's own `compile`"
-        )
+        raise refusal(model, f"{type(model).__name__}, which overrides `compile`", "Compile with Keras's own `compile`")
     if "<lambda>" in keras_parts.functions_of(model):
-        raise _refusal(model, "a lambda", "Make it a function with a name, in a module of its own")
+        raise refusal(model, "a lambda", "Make it a function with a name, in a module of its own")
     try:
         serialised = keras.saving.serialize_keras_object(model)
         return keras_parts.on_any_backend(json.loads(json.dumps(serialised)))
     except (NotImplementedError, TypeError) as error:
         received = f"a part that does not tell its configuration ({_first_line(error)})"
-        raise _refusal(model, received, "Give that class a `get_config` of plain values") from error
+        raise refusal(model, received, "Give that class a `get_config` of plain values") from error
 
 
 def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:

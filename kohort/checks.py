@@ -22,6 +22,10 @@ FLOAT32_MAX = float(np.finfo("float32").max)
 NUMBERS = re.compile(r"bool|u?int\d+|b?float\d+\w*")
 
 
+class NotFiniteError(ValueError):
+    """Says that an array holds numbers that are not finite; in all that was looked at before, it fits."""
+
+
 def received(name: str, value: Any) -> str:
     """Returns how a message shows an argument: the type and shape of an array, one short line of anything else."""
     if hasattr(value, "shape") and hasattr(value, "__array__"):
@@ -295,7 +299,7 @@ def _check_values(name: str, values: np.ndarray) -> None:
         )
     fits = np.abs(values) <= FLOAT32_MAX if is_wide else np.isfinite(values)
     if not fits.all():
-        raise ValueError(
+        raise NotFiniteError(
             f"`{name}` must hold finite numbers of at most {FLOAT32_MAX:.2g} in size (float32). "
             f"Received: {_first(name, values, ~fits)}. "
             "Remove or impute such rows, for example with `sklearn.impute.SimpleImputer`."

@@ -11,13 +11,15 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kohort import keras_internals, notebook
-from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets, received
-from kohort.data import inputs, pass_cut, samples
+from kohort import notebook, saving
+from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets
+from kohort.cohort_callbacks import Listeners, check_cohort_callbacks
+from kohort.data import inputs, inputs_of_share, pass_cut, samples
+from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
 from kohort.folds import Shares, Split, check_beside_folds, held_out_by, own_weights, shares_of, splits_of
-from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
-from kohort.members import Rounds, Trained, members_of
+from kohort.history import CohortHistory
+from kohort.members import members_of
 from kohort.membership import (
     check_cloneable,
     check_compilable,
@@ -26,12 +28,14 @@ from kohort.membership import (
     check_seeds,
     warn_of_fixed_seeds,
 )
+from kohort.results import Results
 from kohort.roster import crossed
+from kohort.rounds import Rounds
 from kohort.template import Template
 from kohort.vary import check_vary
 
 
-class Cohort:
+class Cohort(Results):
     """Many networks of one architecture and one recipe, each begun from its own seed, trained together.
 
     Args:
@@ -88,17 +92,13 @@ class Cohort:
         varied = check_vary(model, vary, len(own_seeds), grid)
         self.exact = check_exact(exact)
         warn_of_fixed_seeds(model)
+        self.stop_training = False
         if grid:
             check_members(len(own_seeds), varied)
             own_seeds, varied = crossed(own_seeds, varied)
         self._members = self._without_folds = members_of(model, own_seeds, varied, self.exact)
         self._shares = Shares()  # of the last fit
         self._splits: list[Split] | None = None  # likewise
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seed of each member, in the order of all arrays; a grid or folds repeat it."""
-        return self._members.seeds
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -125,7 +125,7 @@ class Cohort:
     @property
     def history(self) -> CohortHistory:
         """The metrics of the last fit: a mapping from metric name to array (member, epoch)."""
-        return self._need_training("history").history
+        return self._members.need_training("history").history
 
     def fit(
         self,
@@ -134,6 +134,7 @@ class Cohort:
         batch_size: int | None = None,
         epochs: int = 1,
         verbose: str | int = "auto",
+        callbacks: Any = None,
         *,
         validation_split: float = 0.0,
         validation_data: Any = None,
@@ -151,7 +152,12 @@ class Cohort:
     ) -> CohortHistory:
         """Trains every member as `model.fit` would; called again, it goes on from where they are.
 
-        Interrupted by Ctrl-C, it leaves every member at the end of the same finished epoch.
+        Interrupted by Ctrl-C, it leaves every member at the end of the same finished epoch, or where it had stopped.
+
+        Keras's `EarlyStopping`, `ReduceLROnPlateau`, `LearningRateScheduler` and `TerminateOnNaN` act on each member by
+        itself, inside the program, as they would in its own `model.fit`; they print nothing. Other callbacks see all
+        members between epochs: their logs are arrays (member,), NaN where a member has stopped, and their `model` is
+        the cohort, whose `stop_training = True` stops all. They cost a return to Python after each epoch.
 
         With folds, each member is trained once for each: the first fit makes of every member as many as there are
         folds, next to each other, of the same seed (`cohort.parameters["fold"]`). Each trains and validates on the rows
@@ -163,6 +169,7 @@ class Cohort:
             batch_size: Samples per step; 32 if not given.
             epochs: The epoch to stop after.
             verbose: 0 silent, 1 or "auto" one progress bar with the median of each metric, 2 one line per epoch.
+            callbacks: Keras callbacks that act at epochs: one, or a list of them.
             validation_split: Share of the last rows that validate, in [0, 1).
             validation_data: Tuple (x, y) or (x, y, sample_weight).
             shuffle: As in `kohort.fit`; each member has its own order.
@@ -180,10 +187,11 @@ class Cohort:
                 `sklearn.utils.resample(rows, random_state=seed)`.
 
         Returns:
-            The history: a mapping from metric name to array (member, epoch). Also kept as `cohort.history`.
+            The history: a mapping from metric name to array (member, epoch), NaN after a member's stop; `outcome` and
+            `stopped_epoch` say why and when. Also kept as `cohort.history`.
 
         Raises:
-            TypeError: If an argument or array is of the wrong type, or the data is a stream.
+            TypeError: If an argument or array is of the wrong type, the data is a stream, or a callback is none.
             ValueError: If an argument or array does not fit. The members are left as they were.
 
         Example:
@@ -214,9 +222,14 @@ class Cohort:
         if members.trained is None:  # as long as none is trained, each is made as many as there are folds
             members = self._without_folds.crossed_with(splits) if splits else self._without_folds
         members.check_folds(splits, folds)
+        listed = check_cohort_callbacks(callbacks, network)
         data = inputs(network, x, y, sample_weight if weights is None else weights[0], validation_data, recipe)
         shares = shares_of(members.seeds, data.training.rows, splits, bootstrap, weights)
-        rounds = Rounds(members, data, recipe, verbose, shares)
+        own_rows = shares.sizes(0)[0]
+        cut = data.cut if own_rows is None else inputs_of_share(data, own_rows, None, recipe, 1).cut
+        steps = steps_per_epoch or cut.full + bool(cut.partial)
+        listeners = Listeners(listed, self, {"epochs": epochs, "steps": steps, "verbose": verbose})
+        rounds = Rounds(members, data, recipe, verbose, listeners, listed, shares)
         self._members, self._splits, self._shares = members, splits, shares
         return rounds.train()
 
@@ -226,28 +239,32 @@ class Cohort:
 
     def _of_members(self, program: Literal["predict", "evaluate"], cut: Any, batch: Any) -> Any:
         """Runs a program of all members' networks, and returns what it gives: leading axis member."""
-        members, trained = self._members, self._need_training(program)
+        members, trained = self._members, self._members.need_training(program)
         results = [
             getattr(members.template(block).programs, program)(cut, members=not self.exact)(state, batch)
             for block, state in zip(members.blocks, trained.states, strict=True)
         ]
         return members.join(results)
 
-    def predict(self, x: Any, batch_size: int | None = None, verbose: str | int = 0) -> Any:
-        """Returns the outputs of every member.
+    def predict(
+        self, x: Any, batch_size: int | None = None, verbose: str | int = 0, *, aggregate: Aggregate | None = None
+    ) -> Any:
+        """Returns the outputs of every member, or what they say on average and how far they differ.
 
         Args:
             x: Samples, an array (sample, ...) or a structure of them.
             batch_size: Samples per step; 32 if not given.
             verbose: Taken for likeness with Keras; nothing is shown.
+            aggregate: "mean" or "std" of the members, at each sample: of the probabilities, where the loss takes logits
+                (`from_logits=True`). Members whose outputs are not all finite do not count.
 
         Returns:
-            Array (member, sample, ...), or the model's structure of them.
+            Array (member, sample, ...), or the model's structure of them; without the first axis if aggregated.
 
         Raises:
             RuntimeError: If the cohort is not trained.
             TypeError: If `x` is not an array.
-            ValueError: If `x` does not fit the model.
+            ValueError: If `x` does not fit the model, or no member counts.
 
         Example:
             >>> import kohort, keras
@@ -256,16 +273,18 @@ class Cohort:
             >>> model.compile(loss="mse")
             >>> cohort = kohort.Cohort(model, seeds=8)
             >>> history = cohort.fit(x, y, verbose=0)
-            >>> cohort.predict(x).shape
-            (8, 4, 1)
+            >>> cohort.predict(x).shape, cohort.predict(x, aggregate="std").shape
+            ((8, 4, 1), (4, 1))
 
         Source:
             `keras.Model.predict`.
         """
-        self._need_training("predict")
+        self._members.need_training("predict")
+        check_aggregate(aggregate)
         checked = samples(x)
         check_features(self._template.network, x)
-        return self._of_members("predict", _prediction_cut(checked.rows, batch_size), checked.batch)
+        outputs = self._of_members("predict", _prediction_cut(checked.rows, batch_size), checked.batch)
+        return outputs if aggregate is None else aggregated(outputs, aggregate, self._template.network)
 
     def predict_out_of_fold(self, x: Any, batch_size: int | None = None) -> Any:
         """Returns what the members say of samples that they have not trained on.
@@ -298,7 +317,7 @@ class Cohort:
         Source:
             `sklearn.model_selection.cross_val_predict`; out-of-bag samples: Breiman (1996).
         """
-        self._need_training("predict_out_of_fold")
+        self._members.need_training("predict_out_of_fold")
         held_out = held_out_by(self._splits, self._shares, x)
         return keras.tree.map_structure(held_out, self.predict(x, batch_size))
 
@@ -335,7 +354,7 @@ class Cohort:
         Source:
             `keras.Model.evaluate` with `return_dict=True`.
         """
-        self._need_training("evaluate")
+        self._members.need_training("evaluate")
         checked = samples(x, y, sample_weight)
         check_features(self._template.network, x)
         check_targets(self._template.network, y)
@@ -371,117 +390,49 @@ class Cohort:
         Source:
             `keras.models.clone_model`.
         """
-        trained = self._need_training("member")
+        trained = self._members.need_training("member")
         return self._members.network(trained, self._members.roster.find(seed, index, **parameters))
 
-    def best(self, metric: str = "loss") -> keras.Model:
-        """Returns the member whose last recorded value of a metric is the best one.
+    @classmethod
+    def load(cls, path: Any, custom_objects: Mapping[str, Any] | None = None) -> "Cohort":
+        """Makes the cohort again that `save` put in a file; a further `fit` goes on where it stopped.
+
+        A file is data: nothing in it is executed. It is read only if it is whole, and its model is built only of
+        Keras's own parts and of those that you name.
 
         Args:
-            metric: A metric of the history, such as "val_loss". Losses are best when low; metrics as Keras says.
+            path: The file.
+            custom_objects: Name to class or function, for those of your own that are not registered with Keras.
 
         Returns:
-            As `member`. Of equal members, the first in their order.
+            The cohort, trained as far as it was.
 
         Raises:
-            RuntimeError: If the cohort is not trained.
-            ValueError: If there is no such metric, it has no direction, or no member has a finite value.
+            OSError: If the file cannot be read.
+            RuntimeError: If Keras runs on another backend than JAX.
+            TypeError: If `path` is no path.
+            ValueError: If the file is damaged, not of kohort, of a newer version, or needs a class that nobody named.
 
         Example:
             >>> import kohort, keras
             >>> x, y = kohort.data.xor()
             >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
             >>> model.compile(loss="mse")
-            >>> cohort = kohort.Cohort(model, seeds=8)
-            >>> history = cohort.fit(x, y, verbose=0)
-            >>> best = cohort.best("loss")
+            >>> cohort = kohort.Cohort(model, seeds=[3, 17], exact=True)
+            >>> history = cohort.fit(x, y, epochs=5, verbose=0)
+            >>> cohort.save("xor.kohort")
+            >>> further = kohort.Cohort.load("xor.kohort").fit(x, y, epochs=5, verbose=0)
+            >>> bool((further["loss"] == cohort.fit(x, y, epochs=5, verbose=0)["loss"]).all())
+            True
 
         Source:
-            The choice that `keras.callbacks.ModelCheckpoint(save_best_only=True)` makes over epochs, made over members.
+            `keras.saving.deserialize_keras_object`, always in safe mode.
         """
-        history = self._need_training("best").history
-        directions = self._directions(history)
-        ranked = [name for name, direction in directions.items() if direction and history[name].ndim == 2]
-        if not isinstance(metric, str) or metric not in ranked:
-            raise ValueError(
-                "`metric` must be a metric of the history of which Keras knows whether more is better: "
-                f"{', '.join(ranked)}. Received: {received('metric', metric)}. "
-                "For any other rule use `cohort.history` and `cohort.member(seed)`."
-            )
-        last = history.last(metric)
-        if not np.isfinite(last).any():
-            raise ValueError(
-                f"`metric` must be finite for at least one member. Received: metric={metric!r}, all of them diverged. "
-                "Train with a smaller learning rate."
-            )
-        worst_if_not_finite = np.where(np.isfinite(last), last if directions[metric] == "down" else -last, np.inf)
-        return self.member(index=int(np.argmin(worst_if_not_finite)))
-
-    def success_rate(
-        self, criterion: Criterion | None = None, /, *, confidence: float = 0.95, **bounds: float
-    ) -> SuccessRate:
-        """Counts the members that solved the problem and gives the Wilson interval of the rate.
-
-        Args:
-            criterion: Callable that takes the history and returns one truth value per member.
-            confidence: Confidence level of the interval.
-            **bounds: Metric name to the bound its last recorded value must reach: losses at most, accuracies at least.
-
-        Returns:
-            `SuccessRate(k, n, rate, low, high, confidence)`.
-
-        Raises:
-            RuntimeError: If the cohort is not trained.
-            TypeError: If the criterion is not callable.
-            ValueError: If a metric is unknown, nothing is asked, or the criterion returns another shape.
-
-        Example:
-            >>> import kohort, keras
-            >>> x, y = kohort.data.xor()
-            >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-            >>> model.compile(loss="mse")
-            >>> cohort = kohort.Cohort(model, seeds=8)
-            >>> history = cohort.fit(x, y, verbose=0)
-            >>> print(cohort.success_rate(loss=0.01))
-            0 of 8 (0.0 %, 95 % interval 0.0 to 32.4 %)
-
-        Source:
-            Wilson (1927), by `scipy.stats.binomtest`.
-        """
-        history = self._need_training("success_rate").history
-        return success_rate(solved(history, criterion, bounds, self._directions(bounds)), confidence)
-
-    def direction(self, metric: str) -> str | None:
-        """Says in which direction a metric gets better, as Keras knows it.
-
-        Args:
-            metric: A metric of the history, such as "val_loss".
-
-        Returns:
-            "down" for losses, "up" or "down" for metrics that tell, None for those that do not.
-
-        Example:
-            >>> import kohort, keras
-            >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-            >>> model.compile(loss="mse")
-            >>> kohort.Cohort(model, seeds=8).direction("val_loss")
-            'down'
-
-        Source:
-            What `keras.callbacks.EarlyStopping(mode="auto")` goes by.
-        """
-        return keras_internals.metric_direction(self._template.network, metric)
-
-    def _directions(self, metrics: Iterable[str]) -> dict[str, str | None]:
-        return {name: self.direction(name) for name in metrics}
-
-    def _need_training(self, asked: str) -> Trained:
-        if self._members.trained is None:
-            raise RuntimeError(
-                f"`cohort.{asked}` must come after `cohort.fit`. Received: a cohort that is not trained. "
-                "Call `cohort.fit(x, y, epochs=...)` first."
-            )
-        return self._members.trained
+        check_backend("kohort.Cohort")
+        kept = saving.load(path, custom_objects)
+        cohort = cls(kept.model, kept.seeds, exact=kept.exact)
+        kept.put_into(cohort._members)
+        return cohort
 
 
 def _prediction_cut(rows: int, batch_size: int | None) -> Any:

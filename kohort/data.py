@@ -23,6 +23,11 @@ from kohort.generators import permutations
 __all__ = ["moons", "xor"]
 
 
+def __dir__() -> list[str]:
+    """Names what is for users, and not what only kohort needs."""
+    return __all__
+
+
 # --- the classic problems ---------------------------------------------------------------------------------------------
 
 

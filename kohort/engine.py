@@ -7,13 +7,10 @@ one program that holds the whole loop over epochs and batches has none.
 """
 
 import functools
-import hashlib
 import math
 import os
-import stat
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
 
+from kohort.abreast import abreast, suits
 from kohort.rounding import behind_barrier, canonical_convolutions, op_by_op, traced_once
 
 # A call returns to Python after about this long, so that progress moves and Ctrl-C is heard.
@@ -81,12 +79,17 @@ class Schedule(NamedTuple):
     full: Int[Array | np.ndarray, " epoch"] | None = None  # full batches of the epoch; None: all of the cut
     partial: Int[Array | np.ndarray, " epoch"] | None = None  # partial batches of the epoch, 0 or 1; None: as cut
     validates: Bool[Array | np.ndarray, " epoch"] | None = None  # whether validation follows; None: always
+    resets: Bool[Array | np.ndarray, " epoch"] | None = None  # whether the metrics begin anew; None: always
     validation_rows: UInt[Array | np.ndarray, "*member row"] | None = None  # rows that validate; None: as they come
 
 
 def take(samples: Any, rows: Any) -> Any:
-    """Gathers the batch with these row numbers; past the end, where no step follows, rows of the end."""
-    return jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
+    """Gathers the batch with these row numbers; past the end, where no step follows, rows of the end.
+
+    Where the row numbers have a second axis, member, it comes last in the batch.
+    """
+    batch = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), samples)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 1, -1), batch) if rows.ndim == 2 else batch
 
 
 class Unknown(NamedTuple):
@@ -114,6 +117,11 @@ class Unknown(NamedTuple):
         start = start if self.zeros is None else start + jnp.max(self.zeros * i)
         # Not a slice of all row numbers: where that is the whole, XLA knows its start and drops the ballast.
         return start + jnp.arange(size) if rows is None else lax.dynamic_slice_in_dim(rows, start, size)
+
+    def apart(self, function: Callable, *args: Any) -> Any:
+        """Does a function where XLA merges nothing into it or with it: in a branch that it may not take."""
+        result = jax.eval_shape(function, *args)
+        return lax.cond(self.one < 2, function, lambda *_: jnp.zeros(result.shape, result.dtype), *args)
 
 
 def run_batches(
@@ -158,12 +166,17 @@ def run_pass(
     rows: Any = None,
     full: Any = None,
     partial: Any = None,
-) -> tuple[State, dict]:
+    resets: Any = None,
+    around: Callable = lambda one: one,
+) -> tuple[State, Any]:
     """Resets the metrics, runs `step` over one pass of the samples and returns the state and the pass's logs.
 
-    Without `rows` the samples are taken as they come.
+    Without `rows` the samples are taken as they come. With `resets` it is a piece of a pass, which goes on with the one
+    before where that is false; the logs are then a pair, with those of the last step. `around` may wrap what is done
+    with each batch: a function from `((logs, state), batch)` to the logs and the state after it.
     """
-    state = functions.reset_metrics(state)
+    fresh = functions.reset_metrics(state)
+    state = fresh if resets is None else jax.tree.map(lambda a, b: jnp.where(resets, a, b), fresh, state)
 
     def read(rows: Any) -> Any:
         return take(samples, rows)
@@ -171,25 +184,27 @@ def run_pass(
     def one(carry: tuple, batch: Any) -> tuple:
         return behind_barrier(canonical_convolutions(step))(carry[1], batch)
 
-    batch = take(samples, jnp.arange(cut.batch_size if cut.full else cut.partial))
+    batch = read(unknown.slice_of(rows, 0, 0, cut.batch_size if cut.full else cut.partial))
     no_logs, _ = zeros_like_result(step, state, batch)
-    logs, state = run_batches(one, (no_logs, state), read, cut, unknown, rows, full, partial)
-    return state, op_by_op(functions.results)(state, logs)
+    logs, state = run_batches(around(one), (no_logs, state), read, cut, unknown, rows, full, partial)
+    results = op_by_op(functions.results)(state, logs)
+    return state, results if resets is None else (results, logs)
 
 
-def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
-    """Returns `run(state, samples, validation, schedule, count)`: `count` epochs of training for one member.
+def epoch_function(
+    functions: Functions, cut: Cut, validation_cut: Cut | None, around: Callable | None = None
+) -> Callable:
+    """Returns `run(state, samples, validation, schedule, e, unknown)`: the epoch at place `e` of a call.
 
-    The logs come back as `(training, validation)` with a leading axis `epoch` of length `capacity`; from epoch `count`
-    on, and where an epoch did not validate, they hold zeros.
+    It gives the state after it and the logs `(training, validation)`; `around` as in `run_pass`, for the training.
     """
+    options: dict[str, Any] = {} if around is None else {"around": around}
 
-    def train(state: State, samples: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
-        of_epoch = [None if part is None else part[e] for part in schedule[:3]]
-        return run_pass(functions, functions.train_step, state, samples, cut, unknown, *of_epoch)
-
-    def one_epoch(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
-        state, logs = train(state, samples, schedule, e, unknown)
+    def run(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
+        rows, full, partial, _, resets = (None if part is None else part[e] for part in schedule[:5])
+        state, logs = run_pass(
+            functions, functions.train_step, state, samples, cut, unknown, rows, full, partial, resets, **options
+        )
         if validation_cut is None:
             return state, (logs, {})
         pass_cut = validation_cut
@@ -207,18 +222,36 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
             state, val_logs = lax.cond(schedule.validates[e], validate, skip, state)
         return state, (logs, val_logs)
 
+    return run
+
+
+def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
+    """Returns `run(state, samples, validation, schedule, count)`: `count` epochs of training for one member.
+
+    The logs come back as `(training, validation)` with a leading axis `epoch` of length `capacity`; from epoch `count`
+    on, and where an epoch did not validate, they hold zeros.
+    """
+    epoch = epoch_function(functions, cut, validation_cut)
+
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
         unknown = Unknown.of(count, state)
-        _, logs = zeros_like_result(one_epoch, state, samples, validation, schedule, 0, unknown)
-        history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
-
-        def body(e: Any, carry: tuple) -> tuple:
-            state, logs = one_epoch(carry[0], samples, validation, schedule, e, unknown)
-            return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
-
-        return lax.fori_loop(0, count, body, (state, history))
+        return over_epochs(
+            lambda state, e: epoch(state, samples, validation, schedule, e, unknown), state, count, capacity
+        )
 
     return run
+
+
+def over_epochs(epoch: Callable, carry: Any, count: Any, capacity: int) -> tuple:
+    """Applies `carry, logs = epoch(carry, e)` `count` times, and stacks the logs in arrays of length `capacity`."""
+    _, logs = zeros_like_result(epoch, carry, 0)
+    history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
+
+    def body(e: Any, carry: tuple) -> tuple:
+        after, logs = epoch(carry[0], e)
+        return after, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
+
+    return lax.fori_loop(0, count, body, (carry, history))
 
 
 def zeros_like_result(function: Callable, *args: Any) -> Any:
@@ -303,14 +336,14 @@ def training_call(run: Callable) -> Callable:
     """
     program = jax.jit(run, donate_argnums=0)
 
-    def call(state: State, *args: Any, spends: bool = False) -> Any:
+    def call(state: Any, *args: Any, spends: bool = False) -> Any:
         return program(state if spends else _copied(state), *args)
 
     return call
 
 
 @jax.jit
-def _copied(state: State) -> State:
+def _copied(state: Any) -> Any:
     return jax.tree.map(jnp.copy, state)
 
 
@@ -384,51 +417,61 @@ def wait(results: Any, interrupt: Any) -> bool:
     return True
 
 
+def abreast_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
+    """Returns what `over_members` makes of `epochs_program`, but with the members side by side in each operation."""
+
+    def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
+        members, unknown = jax.tree.leaves(state)[0].shape[0], Unknown.of(count, state)
+
+        def lifted(function: Callable, *in_axes: Any) -> Callable:
+            return abreast(function, in_axes, members, unknown.apart)
+
+        of_all = functions._replace(
+            train_step=lifted(functions.train_step, -1, None if schedule.rows is None else -1),
+            test_step=lifted(functions.test_step, -1, None if schedule.validation_rows is None else -1),
+            reset_metrics=lifted(functions.reset_metrics, -1),
+            results=lifted(functions.results, -1, -1),
+        )
+        own = {name: getattr(schedule, name) for name in ("rows", "validation_rows")}
+        own = {name: None if rows is None else jnp.moveaxis(rows, 0, -1) for name, rows in own.items()}
+        epochs = epochs_program(of_all, cut, validation_cut, capacity)
+        state = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), state)
+        trained = epochs(state, samples, validation, schedule._replace(**own), count)
+        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), trained)
+
+    return run
+
+
+def members_program(
+    functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int, own: tuple = (None, None)
+) -> Callable:
+    """Returns `epochs_program` for a block of members: side by side where that is faster, else mapped over them.
+
+    Members that have parts of the samples for themselves, `own` as in `over_members`, are not put side by side.
+    """
+    cuts = functions, cut, validation_cut, capacity
+    mapped = over_members(epochs_program(*cuts), *own)
+
+    def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
+        if own != (None, None) or jax.default_backend() != "cpu":
+            return mapped(state, samples, validation, schedule, count)
+        member = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state)
+        size = cut.batch_size if cut.full else cut.partial
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), samples)
+        is_abreast = suits(jax.make_jaxpr(functions.train_step)(member, batch))
+        program = abreast_program(*cuts) if is_abreast else mapped
+        return program(state, samples, validation, schedule, count)
+
+    return run
+
+
+# Of a schedule, each member of a block has its own row numbers.
+OWN_SCHEDULE = Schedule(rows=0, validation_rows=0)  # type: ignore[arg-type]
+
+
 def over_members(run: Callable, samples: Any = None, validation: Any = None) -> Callable:
     """Maps a training program over members: state and row numbers have a leading member axis, all else is shared.
 
     Of the samples, those parts have one where `samples` and `validation` hold a 0, such as weights: (None, None, 0).
     """
-    schedule = Schedule(rows=0, full=None, partial=None, validates=None, validation_rows=0)  # type: ignore[arg-type]
-    return jax.vmap(run, in_axes=(0, samples, validation, schedule, None))
-
-
-def keep_programs_on_disk() -> None:
-    """Lets JAX keep compiled programs for the next process, in a folder that this user alone can read and write.
-
-    The folder is `KOHORT_CACHE_DIR` (empty: keep nothing), by default `kohort` in the user's cache folder. A cache that
-    is set up already, by `JAX_COMPILATION_CACHE_DIR` or in `jax.config`, stays as it is.
-    """
-    if os.environ.get("KOHORT_CACHE_DIR") == "" or getattr(jax.config, "jax_compilation_cache_dir", None):
-        return
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        own = Path(os.environ.get("KOHORT_CACHE_DIR") or cache / "kohort") / f"programs-{_processor()}"
-        own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_private = _is_private(own)
-    except (OSError, RuntimeError):
-        return  # no home, or one that is read-only: then every process compiles anew
-    if not is_private:
-        return  # programs that somebody else could have put there are not run
-    jax.config.update("jax_compilation_cache_dir", str(own))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-
-
-def _is_private(folder: Path) -> bool:
-    """Says whether nobody but this user can put a file into the folder, or another folder in its place."""
-    own, parent = folder.lstat(), folder.parent.stat()
-    if not hasattr(os, "getuid"):
-        return True
-    is_own = stat.S_ISDIR(own.st_mode) and own.st_uid == os.getuid() and not own.st_mode & 0o077
-    return is_own and (not parent.st_mode & 0o022 or bool(parent.st_mode & stat.S_ISVTX))
-
-
-def _processor() -> str:
-    """Names this processor's instruction set: programs that were compiled for another must not be run."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return hashlib.sha256(flags.encode()).hexdigest()[:12]
+    return jax.vmap(run, in_axes=(0, samples, validation, OWN_SCHEDULE, None))

@@ -29,6 +29,7 @@ class Advanced(NamedTuple):
     columns: dict[str, list]  # metric -> its values, one per epoch that recorded it
     logs: dict  # the logs of the last epoch
     stopped_at: int | None = None  # the batch after which the epoch was left because its loss is not finite
+    step_logs: dict | None = None  # what the last step of a piece logged, which a metric may round otherwise
 
 
 @runtime_checkable
@@ -107,6 +108,30 @@ class ArrayEpochs:
         if watched and not np.isfinite(trained.logs.get("loss", 0.0)):
             return self._until_not_finite(state, schedule, interrupt)
         return trained
+
+    def begin_pieces(self) -> int:
+        """Draws the order of an epoch that is then trained piece by piece, and returns how many batches it has."""
+        self._whole = self._draw(1)
+        return self._batches(self._whole)
+
+    def train_piece(self, state: State, piece: range, interrupt: Interrupt) -> Advanced | None:
+        """Runs the next batches of that epoch; the logs are those of all its batches so far, and of the last alone."""
+        size, cut, whole = self.data.cut.batch_size, self.data.cut, self._whole
+        rows = self.order.room(self.capacity)
+        rows[0] = np.arange(cut.rows) if whole.rows is None else whole.rows[0]
+        every = range(cut.full if whole.full is None else int(whole.full[0]))
+        full = every[piece.start : piece.stop]
+        # The program begins with the first rows, and the last batch, where it is smaller, stands at the end.
+        rows[0, : len(full) * size] = rows[0, piece.start * size : (piece.start + len(full)) * size].copy()
+        zeros = np.zeros(self.capacity, np.int32)
+        counts = (zeros + len(full), zeros + (piece.stop > len(every)))
+        schedule = Schedule(rows, *counts, resets=np.full(self.capacity, piece.start == 0))
+        done = self._train(state, schedule, interrupt, keeps=True)
+        if done is None:
+            return None
+        (results, of_last), none = done[1]
+        _, step_logs = log_columns((of_last, none), None, 1)
+        return Advanced(done[0], *log_columns((results, none), None, 1), step_logs=step_logs)
 
     def _draw(self, count: int) -> Schedule:
         """Draws into the rows of the last call: it has ended, or it was given up and nobody looks at its results."""

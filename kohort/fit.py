@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kohort import keras_callbacks, keras_internals, remote
+from kohort import keras_callbacks, keras_internals, python_code, remote
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.report import COMPILED, KERAS, recorded
 from kohort.stream import epochs_of
@@ -227,14 +227,33 @@ def why_fall_back(model: keras.Model, request: Request, inside_fit: bool = False
     leaves = keras.tree.flatten(request[:4])
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"
-    return keras_internals.why_keras_must_run(model) or _callback_reason(model, request.callbacks)
+    return (
+        keras_internals.why_keras_must_run(model) or _callback_reason(model, request) or _python_reason(model, request)
+    )
 
 
-def _callback_reason(model: keras.Model, callbacks: Any) -> str | None:
+def _callback_reason(model: keras.Model, request: Request) -> str | None:
+    callbacks = request.callbacks
     if isinstance(callbacks, keras.callbacks.CallbackList) and type(callbacks) is not keras.callbacks.CallbackList:
         return "`callbacks` is a CallbackList of another class"
-    for callback in keras_callbacks.listed(callbacks):
+    listed = keras_callbacks.listed(callbacks)
+    # An epoch on arrays can be cut where a callback saves; but not while the first loss that is not finite is sought.
+    is_cuttable = keras_internals.on_jax() and not keras_internals.stream_kind(request.x)
+    is_cuttable = is_cuttable and not keras_internals.stream_kind(request.validation_data)
+    is_cuttable = is_cuttable and not any(map(keras_callbacks.watches_loss, listed))
+    for callback in listed:
         hook = keras_callbacks.inner_hook(callback, model)
-        if hook:
+        if hook and not (is_cuttable and keras_callbacks.saves_at_batches(callback)):
             return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
     return None
+
+
+def _python_reason(model: keras.Model, request: Request) -> str | None:
+    """Returns why steps that Keras runs as Python cannot be compiled: what else that Python does would be lost."""
+    if not keras_internals.runs_op_by_op(model):
+        return None
+    kinds = [keras_internals.stream_kind(data) for data in (request.x, request.validation_data)]
+    streams = [f"its data are {kind}" for kind in kinds if kind]
+    code = python_code.somebody_elses(model, *keras_callbacks.listed(request.callbacks))
+    codes = [f"{code} is not Keras's own: each step may run it, or see what it changed"] if code else []
+    return next((f"the model was compiled with `jit_compile=False`, and {why}" for why in streams + codes), None)

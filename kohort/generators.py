@@ -81,10 +81,10 @@ def _shuffles(rows: int) -> np.ndarray:
 
 
 class Owed(NamedTuple):
-    """Permutations that every member has drawn as far as anybody can see, and that are still to be drawn."""
+    """Permutations that the members have drawn as far as anybody can see, and that are still to be drawn."""
 
     rows: int
-    times: int
+    times: Any  # by each member: one number for all, or an array (member,)
 
 
 class MemberGenerators:
@@ -113,16 +113,17 @@ class MemberGenerators:
 
     def _settled(self) -> UInt32[np.ndarray, "member 625"]:
         states = np.empty((len(self._seeds), 625), np.uint32) if self._states is None else self._states.copy()
-        for state, seed in zip(states, self._seeds, strict=True):
+        owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed]
+        for member, (state, seed) in enumerate(zip(states, self._seeds, strict=True)):
             with _generator(state) as generator:
                 if self._states is None:
                     generator.seed(seed)
-                for rows, times in self._owed:
-                    permutations(generator, rows, times)
+                for rows, times in owed:
+                    permutations(generator, rows, int(times[member]))
         return states
 
-    def owing(self, rows: int, count: int) -> "MemberGenerators":
-        """Returns generators from which `count` more permutations were drawn that nobody looks at."""
+    def owing(self, rows: int, count: int | np.ndarray) -> "MemberGenerators":
+        """Returns generators from which `count` more permutations, one number or one per member, were drawn unseen."""
         *before, last = self._owed or (Owed(rows, 0),)
         owed = (*before, Owed(rows, last.times + count)) if last.rows == rows else (*before, last, Owed(rows, count))
         return self._with(None if self._states is None else self._states.copy(), owed)
@@ -135,6 +136,16 @@ class MemberGenerators:
         others = MemberGenerators(self._seeds, owed)
         others._states = states
         return others
+
+    def kept(self) -> tuple[UInt32[np.ndarray, "member 625"] | None, tuple[Owed, ...]]:
+        """Returns all that `restored` needs beside the seeds: the states as far as they are made, and what is owed."""
+        with self._lock:
+            return self._states, self._owed
+
+    @classmethod
+    def restored(cls, seeds: Sequence[int], states: np.ndarray | None, owed: tuple[Owed, ...]) -> "MemberGenerators":
+        """Returns the generators of which `kept` told all this."""
+        return cls(seeds)._with(states, owed)
 
     @contextmanager
     def of(self, member: int, states: UInt32[np.ndarray, "member 625"]) -> Iterator[np.random.RandomState]:

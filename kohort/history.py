@@ -5,10 +5,11 @@ be read, tested and kept without JAX or Keras.
 """
 
 import enum
+import importlib.util
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Num
@@ -16,6 +17,11 @@ from jaxtyping import Bool, Num
 from kohort import notebook
 
 __all__ = ["CohortHistory", "Outcome", "SuccessRate", "success_rate"]
+
+
+def __dir__() -> list[str]:
+    """Names what is for users, and not what only kohort needs."""
+    return __all__
 
 
 class Outcome(enum.StrEnum):
@@ -28,6 +34,7 @@ class Outcome(enum.StrEnum):
     """
 
     COMPLETED = "all epochs were run"
+    STOPPED_EARLY = "a callback stopped it"
     DIVERGED = "the loss is no longer a finite number"
 
 
@@ -93,13 +100,18 @@ def success_rate(solved: Bool[np.ndarray, " member"] | list[bool], confidence: f
             f"`solved` must have one truth value per member. Received: solved with shape={met.shape}. "
             "Pass an array of shape (member,)."
         )
-    if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
-        raise ValueError(
-            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
-        )
+    check_confidence(confidence)
     k, n = int(met.sum()), int(met.size)
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return SuccessRate(k, n, k / n, float(interval.low), float(interval.high), confidence)
+
+
+def check_confidence(confidence: Any) -> None:
+    """Raises unless this is a confidence level."""
+    if not isinstance(confidence, numbers.Real) or not 0 < float(confidence) < 1:
+        raise ValueError(
+            f"`confidence` must be between 0 and 1. Received: confidence={confidence!r}. Pass for example 0.95."
+        )
 
 
 class CohortHistory(Mapping):
@@ -109,6 +121,8 @@ class CohortHistory(Mapping):
         metrics: Metric name to array (member, epoch); NaN where an epoch did not record the metric.
         seeds: The seed of each member, in the order of the arrays.
         epoch: The number of each epoch, as in `keras.callbacks.History.epoch`.
+        stopped_epoch: The number of the epoch after which a callback stopped the member, or -1, shape (member,); the
+            metrics are NaN from there on. If not given, nobody was stopped.
 
     Example:
         >>> import numpy as np
@@ -122,11 +136,18 @@ class CohortHistory(Mapping):
         ['COMPLETED', 'DIVERGED']
     """
 
-    def __init__(self, metrics: Mapping[str, np.ndarray], seeds: list[int], epoch: list[int]) -> None:
+    def __init__(
+        self,
+        metrics: Mapping[str, np.ndarray],
+        seeds: list[int],
+        epoch: list[int],
+        stopped_epoch: np.ndarray | None = None,
+    ) -> None:
         """Keeps the arrays as they are."""
         self.history: dict[str, Num[np.ndarray, "member epoch *value"]] = dict(metrics)
         self.seeds = list(seeds)
         self.epoch = list(epoch)
+        self.stopped_epoch = np.full(len(self.seeds), -1) if stopped_epoch is None else np.asarray(stopped_epoch)
 
     def __getitem__(self, metric: str) -> np.ndarray:
         """Returns the array (member, epoch) of the metric."""
@@ -162,7 +183,7 @@ class CohortHistory(Mapping):
             metric: A metric name.
 
         Returns:
-            Array (member,): of the last epoch, or of the last epoch that validated.
+            Array (member,): of the last epoch that the member ran, or of the last one that validated.
 
         Raises:
             KeyError: If there is no such metric.
@@ -175,8 +196,14 @@ class CohortHistory(Mapping):
             array([0.5])
         """
         values = self[metric]
-        recorded = np.flatnonzero(self._recorded(metric))
-        return values[:, recorded[-1] if recorded.size else -1]
+        recorded = self._recorded(metric) & self._ran(values.shape[1])
+        last = np.where(recorded.any(axis=1), recorded.shape[1] - 1 - recorded[:, ::-1].argmax(axis=1), -1)
+        return values[np.arange(len(values)), last]
+
+    def _ran(self, epochs: int) -> np.ndarray:
+        """Says which members ran which of the first epochs, shape (member, epoch)."""
+        numbers = np.array(self.epoch[:epochs])
+        return (self.stopped_epoch[:, None] < 0) | (numbers <= self.stopped_epoch[:, None])
 
     def _recorded(self, metric: str) -> np.ndarray:
         """Says which epochs recorded the metric: of validation, not those where it is NaN in members that are well."""
@@ -185,14 +212,85 @@ class CohortHistory(Mapping):
             return np.ones(values.shape[1], bool)
         recorded = np.any(~np.isnan(values), axis=tuple(i for i in range(values.ndim) if i != 1))
         if "loss" in self.history:
-            recorded |= ~np.isfinite(self.history["loss"]).any(axis=0)
+            recorded |= ~np.isfinite(self.history["loss"]).any(axis=0) & self._ran(values.shape[1]).any(axis=0)
         return recorded
+
+    def to_xarray(self) -> Any:
+        """Returns the metrics as labelled arrays.
+
+        Returns:
+            An `xarray.Dataset` with the axes `member`, whose labels are the seeds, and `epoch`; each metric is a
+            variable of it, and so is the `outcome` of each member, by name. Metrics of several numbers have one axis
+            more.
+
+        Raises:
+            ImportError: If xarray is not installed.
+
+        Example:
+            >>> import numpy as np
+            >>> from kohort.history import CohortHistory
+            >>> history = CohortHistory({"loss": np.array([[0.5, 0.1], [0.5, 0.4]])}, seeds=[3, 8], epoch=[0, 1])
+            >>> float(history.to_xarray().loss.sel(member=8, epoch=1))
+            0.4
+        """
+        xarray = _optional("xarray", "to_xarray")
+
+        def variable(name: str, values: np.ndarray) -> tuple:
+            further = [f"{name}_{axis}" for axis in range(values.ndim - 2)]
+            return ("member", "epoch", *further), values
+
+        metrics = {name: variable(name, values) for name, values in self.history.items()}
+        if "loss" in self:
+            metrics["outcome"] = ("member",), np.array([outcome.name for outcome in self.outcome])
+        return xarray.Dataset(metrics, {"member": self.seeds, "epoch": self.epoch})
+
+    def to_pandas(self) -> Any:
+        """Returns the metrics as a table, one row for each member and epoch.
+
+        Returns:
+            A `pandas.DataFrame` with the index (`member`, `epoch`), of which a member's label is its seed, and a column
+            for each metric; of a metric of several numbers one for each of them, such as `f1_score[0]`.
+
+        Raises:
+            ImportError: If pandas is not installed.
+
+        Example:
+            >>> import numpy as np
+            >>> from kohort.history import CohortHistory
+            >>> history = CohortHistory({"loss": np.array([[0.5, 0.1], [0.5, 0.4]])}, seeds=[3, 8], epoch=[0, 1])
+            >>> history.to_pandas()
+                          loss
+            member epoch
+            3      0       0.5
+                   1       0.1
+            8      0       0.5
+                   1       0.4
+        """
+        pandas = _optional("pandas", "to_pandas")
+        index = pandas.MultiIndex.from_product([self.seeds, self.epoch], names=["member", "epoch"])
+        columns: dict[str, np.ndarray] = {}
+        for name, values in self.history.items():
+            rows = values.reshape(len(index), -1)
+            labels = [name] if values.ndim == 2 else [f"{name}[{i}]" for i in range(rows.shape[1])]
+            columns |= dict(zip(labels, rows.T, strict=True))
+        return pandas.DataFrame(columns, index)
 
     @property
     def outcome(self) -> np.ndarray:
         """The `Outcome` of each member, an object array (member,)."""
         finite = np.isfinite(self.last("loss")) if self.epoch else np.ones(len(self.seeds), bool)
-        return np.array([Outcome.COMPLETED if ok else Outcome.DIVERGED for ok in finite], dtype=object)
+        ended = [Outcome.STOPPED_EARLY if epoch >= 0 else Outcome.COMPLETED for epoch in self.stopped_epoch]
+        return np.array([end if ok else Outcome.DIVERGED for end, ok in zip(ended, finite, strict=True)], dtype=object)
+
+
+def _optional(package: str, asked: str) -> Any:
+    """Returns a package that kohort can do without, or raises."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"`{asked}` must find the package {package}. Received: an environment without it. "
+            f"Install it: `python -m pip install 'kohort[{package}]'`."
+        )
+    return importlib.import_module(package)
 
 
 Criterion = Callable[[CohortHistory], np.ndarray]

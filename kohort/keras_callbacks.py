@@ -4,7 +4,9 @@ In comes a callback; out goes whether it must be called at every batch. The room
 Keras define batch hooks that do nothing, or nothing that needs the batch, as they are usually set.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -36,12 +38,49 @@ def inner_hook(callback: keras.callbacks.Callback, model: keras.Model) -> str | 
 
 def looks_at_validation(callback: keras.callbacks.Callback) -> bool:
     """Says whether the callback acts between training and validation."""
-    return any(_is_own(callback, hook) for hook in VALIDATION_HOOKS)
+    return validation_hook(callback) is not None
+
+
+def validation_hook(callback: keras.callbacks.Callback) -> str | None:
+    """Returns a hook in which the callback acts between training and validation, or None."""
+    return next((hook for hook in VALIDATION_HOOKS if _is_own(callback, hook)), None)
+
+
+def direction(callback: Any, model: Any) -> str | None:
+    """Returns "up" or "down", the way in which the callback takes its metric to get better; None if Keras cannot say.
+
+    Of the model its metrics are looked at, which must be built.
+    """
+    twin = copy.copy(callback)
+    twin.set_model(model)
+    twin.monitor_op = None
+    with suppress(ValueError):  # how Keras says that it does not know
+        twin._set_monitor_op()
+    return None if twin.monitor_op is None else "down" if twin.monitor_op is keras.ops.less else "up"
 
 
 def watches_loss(callback: keras.callbacks.Callback) -> bool:
     """Says whether the callback is Keras's `TerminateOnNaN`."""
     return _function(callback, "on_batch_end") is TerminateOnNaN.on_batch_end
+
+
+def saves_at_batches(callback: Any) -> bool:
+    """Says whether the callback is Keras's own and saves after so many batches: between them it only counts."""
+    return type(callback) in (ModelCheckpoint, BackupAndRestore) and callback.save_freq != "epoch"
+
+
+def batches_to_save(callback: Any, ends: Sequence[int]) -> int | None:
+    """Returns after how many of the executions, given by the numbers of their last batches, it saves next, if it does.
+
+    It counts as Keras's `_should_save_on_batch` does.
+    """
+    seen, last = callback._batches_seen_since_last_saving, callback._last_batch_seen
+    for nth, end in enumerate(ends, 1):
+        seen += end + 1 if last is None or end <= last else end - last
+        last = end
+        if seen >= callback.save_freq:
+            return nth
+    return None
 
 
 def _function(callback: keras.callbacks.Callback, hook: str) -> Any:

@@ -34,6 +34,7 @@ from keras.src.trainers.data_adapters import (
 )
 
 from kohort.engine import Functions, State
+from kohort.rounding import op_by_op
 
 SEEN_WITH = "3.15.1"
 
@@ -293,6 +294,8 @@ def functions(model: keras.Model) -> Functions:
         with with_metrics_of(state):
             return dict(alive()._get_metrics_result_or_logs(logs))
 
+    if runs_op_by_op(model):
+        train_step, test_step, predict_step = map(op_by_op, (train_step, test_step, predict_step))
     return Functions(train_step, test_step, predict_step, reset_metrics, results)
 
 
@@ -334,8 +337,8 @@ def why_keras_must_run(model: keras.Model) -> str | None:
     """Returns why this model cannot be trained by a compiled program, or None when it can."""
     if model.run_eagerly:
         return "the model was compiled with `run_eagerly=True`"
-    if not (model.jit_compile if on_jax() else all(layer.supports_jit for layer in model._flatten_layers())):
-        return "the model was compiled with `jit_compile=False`, or a layer of it does not support it"
+    if not (on_jax() and model.jit_compile) and not all(layer.supports_jit for layer in model._flatten_layers()):
+        return "a layer of the model does not support `jit_compile`"
     if keras.distribution.distribution() is not None:
         return "a `keras.distribution` is set"
     if is_nnx_enabled():
@@ -353,6 +356,11 @@ def why_keras_must_run(model: keras.Model) -> str | None:
     if overridden:
         return f"{type(model).__name__} overrides `{overridden[0]}`"
     return None
+
+
+def runs_op_by_op(model: keras.Model) -> bool:
+    """Says whether Keras runs the steps as Python, each operation a program of its own."""
+    return on_jax() and not model.jit_compile
 
 
 def overrides(model: keras.Model, method: str) -> bool:

@@ -4,6 +4,7 @@ In comes a model, or a configuration; out go names, flags and functions, which o
 exists for the same reason as `keras_internals`, which it was part of: a new Keras release can break nothing outside.
 """
 
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -12,6 +13,14 @@ from typing import Any
 import keras
 from keras import tree
 from keras.src.models.functional import Functional
+from keras.src.saving.serialization_lib import SafeModeScope
+
+from kohort.rules import Places
+
+
+def safely() -> Any:
+    """Returns a context in which Keras builds nothing of lambdas and pickles, even where `keras.config` allows it."""
+    return SafeModeScope(True)
 
 
 def trainability(model: keras.Model) -> list[bool]:
@@ -53,16 +62,19 @@ def compile_options(model: keras.Model) -> dict[str, Any]:
 
 
 def compile_like(clone: keras.Model, model: keras.Model) -> None:
-    """Compiles `clone` as `model` was, with an optimizer, losses and metrics of its own."""
+    """Compiles `clone`, a model of the same form, as `model` was, with an optimizer, losses and metrics of its own."""
+    clone.compile(**own_options(model))
+    set_decay_exclusions(clone, decay_exclusions(model))  # no configuration tells it
+
+
+def own_options(model: keras.Model) -> dict[str, Any]:
+    """Returns the arguments with which the model was compiled, with an optimizer, losses and metrics of one's own."""
 
     def own(part: Any) -> Any:
         has_own = isinstance(part, keras.optimizers.Optimizer | keras.losses.Loss | keras.metrics.Metric)
         return own_part(part) if has_own else part
 
-    options = compile_options(model)
-    own_options: dict[str, Any] = {name: tree.map_structure(own, value) for name, value in options.items()}
-    clone.compile(**own_options)
-    _decay_like(clone, model)
+    return {name: tree.map_structure(own, value) for name, value in compile_options(model).items()}
 
 
 def own_part(part: Any) -> Any:
@@ -88,13 +100,22 @@ def _twin(part: Any) -> Any:
     return twin
 
 
-def _decay_like(clone: keras.Model, model: keras.Model) -> None:
-    """Excludes from weight decay what `exclude_from_weight_decay` excluded: no configuration tells it."""
-    theirs, ours = (getattr(m.optimizer, "inner_optimizer", m.optimizer) for m in (model, clone))
-    excluded = getattr(theirs, "_exclude_from_weight_decay", set())
-    pairs = zip(model.weights, clone.weights, strict=True)
-    ours._exclude_from_weight_decay = {ours._var_key(v) for given, v in pairs if theirs._var_key(given) in excluded}
-    ours._exclude_from_weight_decay_pattern = getattr(theirs, "_exclude_from_weight_decay_pattern", None)
+def decay_exclusions(model: keras.Model) -> dict:
+    """Returns what the optimizer's `exclude_from_weight_decay` excluded, as values of JSON."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    flags = [optimizer._var_key(weight) in excluded for weight in model.weights]
+    return {"weights": flags, "pattern": None if pattern is None else pattern.pattern}
+
+
+def set_decay_exclusions(model: keras.Model, exclusions: dict) -> None:
+    """Excludes from weight decay what `decay_exclusions` told of a model of the same form."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    pairs = zip(model.weights, exclusions["weights"], strict=True)
+    optimizer._exclude_from_weight_decay = {optimizer._var_key(weight) for weight, flag in pairs if flag}
+    pattern = exclusions["pattern"]
+    optimizer._exclude_from_weight_decay_pattern = None if pattern is None else re.compile(pattern)
 
 
 def functions_of(model: keras.Model) -> dict[str, Callable]:
@@ -131,6 +152,51 @@ def flows(model: keras.Model) -> tuple[list[Any], list[tuple[int, int]]]:
         (steps.index(parent.operation), steps.index(node.operation)) for node in nodes for parent in node.parent_nodes
     }
     return steps, sorted(pairs)
+
+
+def ends(model: keras.Model) -> tuple[Any, Any]:
+    """Returns the symbolic inputs and outputs of a sequential or functional model, as they are nested."""
+    return (model.inputs[0], model.outputs[0]) if isinstance(model, keras.Sequential) else (model.input, model.output)
+
+
+def logits_of(model: keras.Model) -> list[str | None]:
+    """Says of each output of a model whose loss is built which function makes probabilities of it: sigmoid or softmax.
+
+    None where its loss does not take logits, or is not known to.
+    """
+    count = len(model.outputs)
+    places = tree.pack_sequence_as(ends(model)[1], list(range(count)))
+    kinds: list[str | None] = [None] * count
+    for path, loss, *_ in (model._compile_loss and model._compile_loss._flat_losses) or []:
+        place = places
+        for key in path:
+            place = place[key] if tree.is_nested(place) else place
+        for i in tree.flatten(place):
+            kinds[i] = kinds[i] or _logits_in(loss)
+    return kinds
+
+
+def _logits_in(loss: Any) -> str | None:
+    function: Any = getattr(loss, "fn", None)
+    options = {**getattr(function, "keywords", {}), **getattr(loss, "_fn_kwargs", {})}
+    function = getattr(function, "func", function)  # of a `functools.partial`
+    if not options.get("from_logits") or not str(getattr(function, "__module__", "")).startswith("keras."):
+        return None
+    return "sigmoid" if function.__name__.startswith("binary") else "softmax"
+
+
+def places_of_rules(model: keras.Model) -> Places:
+    """Returns where the state of a network like this one holds its learning rate, and the weights beside the trained.
+
+    The learning rate has no place where a schedule or function gives it.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    rate = getattr(optimizer, "_learning_rate", None)
+    weights = {id(weight) for weight in model.weights}
+    return Places(
+        next((place for place, variable in enumerate(model.optimizer.variables) if variable is rate), None),
+        tuple(place for place, v in enumerate(model.non_trainable_variables) if id(v) in weights),
+    )
 
 
 # Where Keras keeps the layers that treat each row by itself, or (normalisation) take sums over the rows.

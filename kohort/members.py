@@ -1,38 +1,30 @@
-"""The members of a cohort as arrays, and one fit of them.
+"""The members of a cohort as arrays.
 
-In come a template, seeds and checked data; out go the members' trained states, generators and history. The room exists
-so that `Cohort` can speak to people while this one cuts members into blocks and advances all blocks together.
+In come templates and who the members are; out go the blocks in which members are trained together, the states that
+they begin with, and what is known of all of them, in their order. The room exists so that `Cohort` can speak to people
+while this one knows where each member is.
 """
 
-import concurrent.futures
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import keras
 import numpy as np
 
-from kohort import engine, keras_internals, keras_parts
 from kohort.checks import received
-from kohort.data import BatchOrder, Inputs, Recipe, Samples, inputs_of_share
-from kohort.engine import Pace, Schedule, State
-from kohort.epochs import validation_epochs
-from kohort.folds import Shares, Split
+from kohort.engine import State
+from kohort.folds import Split
 from kohort.generators import MemberGenerators
 from kohort.history import CohortHistory
-from kohort.programs import shapes_of
-from kohort.progress import Interrupt, Progress, held_interrupt
+from kohort.lanes import BLOCK_STEP
 from kohort.roster import Roster
-from kohort.template import Template, preserved_generators, template_of
+from kohort.template import Template, template_of
 from kohort.vary import kinds_of
 
-# Members that one call trains together. Results are the same bits for all widths that are multiples of 8.
-BLOCK_STEP, WIDEST_BLOCK = 8, 256
-# All blocks advance together by about this long, so that an interrupt leaves every member at the same epoch.
-ROUND_SECONDS = 0.4
+# The most members that one call trains together.
+WIDEST_BLOCK = 256
 
 
 class Trained(NamedTuple):
@@ -49,6 +41,7 @@ class Block(NamedTuple):
     members: tuple[int, ...]
     width: int  # its lanes; those beyond the members repeat the last of them
     kind: int = 0  # which of the cohort's templates its members are made from
+    lot: int = 0  # blocks of one lot are of one width, and all but the last are full
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -72,8 +65,9 @@ class Members:
         together: dict[Any, list[int]] = {}
         for member, common in enumerate(zip(roster.kinds, lots or roster.kinds, strict=True)):
             together.setdefault(common, []).append(member)
-        self.wide_blocks = [block for (kind, _), lot in together.items() for block in cut_into_blocks(lot, kind)]
-        singles = {m: Block((m,), 1, block.kind) for block in self.wide_blocks for m in block.members}
+        numbered = enumerate(together.items())
+        self.wide_blocks = [b for i, ((kind, _), lot) in numbered for b in cut_into_blocks(lot, kind, i)]
+        singles = {m: block._replace(members=(m,), width=1) for block in self.wide_blocks for m in block.members}
         self.blocks = [singles[member] for member in sorted(singles)] if exact else self.wide_blocks
         self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
         self.trained: Trained | None = None
@@ -109,6 +103,15 @@ class Members:
         """Returns what the members of a block are made from."""
         return self.templates[block.kind]
 
+    def need_training(self, asked: str) -> Trained:
+        """Returns the trained members, or raises that they are asked too early."""
+        if self.trained is None:
+            raise RuntimeError(
+                f"`cohort.{asked}` must come after `cohort.fit`. Received: a cohort that is not trained. "
+                "Call `cohort.fit(x, y, epochs=...)` first."
+            )
+        return self.trained
+
     def join(self, results: list) -> Any:
         """Puts the results of all blocks into arrays with a leading axis member, and drops the padding."""
         order = np.argsort([member for block in self.blocks for member in block.members])
@@ -121,6 +124,12 @@ class Members:
             return np.concatenate(own)[order]
 
         return jax.tree.map(joined, *results)
+
+    def cut(self, state: State) -> list[State]:
+        """Cuts the states of all members, leading axis member, into those of the blocks: the inverse of `join`."""
+        if self.exact:
+            return unstacked(state)
+        return [jax.tree.map(lambda a, lanes=list(block.lanes): a[lanes], state) for block in self.blocks]
 
     def state(self, trained: Trained, member: int) -> State:
         """Returns the state of one trained member."""
@@ -188,228 +197,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cut_into_blocks(members: Sequence[int], kind: int) -> list[Block]:
+def cut_into_blocks(members: Sequence[int], kind: int, lot: int) -> list[Block]:
     """Cuts members into blocks of one width, enough of them to occupy all cores; the last may be wider than it need."""
     fewest = -(-len(members) // WIDEST_BLOCK)
     blocks = min(-(-fewest // cores()) * cores(), -(-len(members) // BLOCK_STEP))
     width = -(-len(members) // (blocks * BLOCK_STEP)) * BLOCK_STEP
-    return [Block(tuple(members[i : i + width]), width, kind) for i in range(0, len(members), width)]
-
-
-class Plan(NamedTuple):
-    """How the members of a block go through the data."""
-
-    data: Inputs
-    program: Callable
-    orders: list[BatchOrder]  # one for all where a plain order is drawn anew each epoch, else one for each member
-    rows: int  # that each of its members trains on
-
-
-class Rounds:
-    """One fit of the members: all blocks advance together, round by round."""
-
-    def __init__(
-        self, members: Members, data: Inputs, recipe: Recipe, verbose: Any, shares: Shares | None = None
-    ) -> None:
-        """Builds what the data need built; nothing is trained yet."""
-        self.members, self.data, self.recipe = members, data, recipe
-        self.shares = shares or Shares()
-        if members.trained is None:
-            members.templates = [template.built_for(data) for template in members.templates]
-        self.network = members.templates[0].network
-        first = BatchOrder(data.training.rows, recipe, self.network.steps_per_execution)
-        self.is_plain, self.has_own_rows = first.is_plain, self.shares.training is not None
-        # To rounding, the order within a batch does not count: what it draws from the generators stays owed.
-        blind = not members.exact and keras_parts.is_blind_to_row_order(self.network)
-        self.is_order_seen = self.has_own_rows or not (blind and first.is_one_batch)
-        widest = max(block.width for block in members.blocks)
-        row_bytes = first.row_bytes if not self.has_own_rows else first.cut.rows * first.row_type.itemsize
-        self.row_type = first.row_type
-        self.capacity = engine.capacity(row_bytes * widest if self.is_order_seen else 0)
-        self.plans = self._plans()
-        # Programs of another form are traced anew.
-        form = (first.carries_rows and self.is_order_seen, recipe.validation_freq == 1, self.has_own_rows)
-        programs = tuple(plan.program for plan in self.plans)
-        paces = members.templates[0].programs
-        self.pace: Pace = paces.pace(programs, form, shapes_of(data), len(members.seeds))
-        self.progress = Progress(recipe.epochs, verbose)
-
-    def _plans(self) -> list[Plan]:
-        """Returns the plan of each block; blocks that are alike share one."""
-        made: dict[Any, Plan] = {}
-        keys = [(block.kind, self.shares.sizes(block.members[0])) for block in self.members.blocks]
-        for key, block in zip(keys, self.members.blocks, strict=True):
-            if key not in made:
-                made[key] = self._plan(block)
-        return [made[key] for key in keys]
-
-    def _plan(self, block: Block) -> Plan:
-        members, data, steps = self.members, self.data, self.network.steps_per_execution
-        training, validation = self.shares.sizes(block.members[0])
-        if training is not None:
-            data = inputs_of_share(data, training, validation, self.recipe, steps)
-        own = None if self.shares.weights is None else (None, None, 0)
-        cuts = data.cut, data.validation_cut, self.capacity
-        axes = own, own if validation is not None else None
-        program = members.template(block).programs.epochs(*cuts, members=not members.exact, own=axes)
-        # A plain order is drawn anew each epoch; Keras's own iterator also remembers where in the data it is.
-        count, rows = 1 if self.is_plain else len(members.seeds), training or data.training.rows
-        return Plan(data, program, [BatchOrder(rows, self.recipe, steps) for _ in range(count)], rows)
-
-    def train(self) -> CohortHistory:
-        """Runs all epochs; every finished round is kept, whatever happens in a later one."""
-        members, epoch = self.members, self.recipe.initial_epoch
-        trained = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
-        if self.is_order_seen:
-            _ = trained.generators.states  # what is owed is drawn now, where Ctrl-C is heard
-        workers = min(cores(), len(members.blocks))
-        with concurrent.futures.ThreadPoolExecutor(workers) as executor, held_interrupt() as interrupt:
-            while epoch < self.recipe.epochs and not interrupt:
-                count = self._round_epochs(epoch)
-                further = self._round(trained, range(epoch, epoch + count), executor, interrupt)
-                if further is None:
-                    break
-                trained = members.trained = further
-                epoch += count
-                self.progress.update(epoch - count, count, medians(trained.history))
-            self.progress.finish()
-            if not interrupt:
-                trained = trained._replace(states=self._finalized(trained))
-        members.trained = trained
-        return trained.history
-
-    def _finalized(self, trained: Trained) -> list[State]:
-        members = self.members
-        pairs = zip(members.blocks, trained.states, strict=True)
-        return [members.template(block).finalized(state, not members.exact) for block, state in pairs]
-
-    def _begin(self) -> Trained:
-        """Returns the members as they begin, with the batch read that Keras reads to build losses and metrics."""
-        trained = self.members.begin()
-        if keras_internals.fresh_fit_reads_a_batch(self.network):
-            if not self.is_order_seen:
-                return trained._replace(generators=trained.generators.owing(self.data.cut.rows, 1))
-            for block, plan in zip(self.members.blocks, self.plans, strict=True):
-                for member in block.members:
-                    with self._generator(trained.generators, member, trained.generators.states) as generator:
-                        order_of(member, plan).read_a_batch(generator)
-        return trained
-
-    @contextmanager
-    def _generator(self, generators: MemberGenerators, member: int, states: np.ndarray) -> Iterator[Any]:
-        """Gives the member's generator; where Keras's iterator draws the order, it stands in for `np.random`."""
-        with generators.of(member, states) as generator:
-            if self.is_plain:
-                yield generator
-                return
-            with preserved_generators():
-                np.random.set_state(generator.get_state())
-                yield np.random
-                generator.set_state(np.random.get_state())
-
-    def _round_epochs(self, epoch: int) -> int:
-        remaining = 1 if self.progress.is_per_epoch else self.recipe.epochs - epoch
-        count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
-        # Many blocks cost time by themselves: a second epoch tells it apart, unless an epoch is long in any case.
-        share = self.pace.seconds_per_epoch
-        return min(2, remaining, self.capacity) if count == 1 and share and share < 5 * ROUND_SECONDS else count
-
-    def _round(
-        self, trained: Trained, epochs: range, executor: concurrent.futures.Executor, interrupt: Interrupt
-    ) -> Trained | None:
-        """Advances every block by the same epochs; returns None if a round of one epoch was interrupted."""
-        start = time.perf_counter()
-        owing = trained.generators.owing
-        generators = trained.generators.like() if self.is_order_seen else owing(self.data.cut.rows, len(epochs))
-        validates = validation_epochs(self.plans[0].data, self.recipe, epochs, self.capacity)
-
-        def advance(block: Block, plan: Plan, state: State) -> tuple | None:
-            schedule = self._schedule(trained.generators, block, plan, len(epochs), generators)
-            return self._call(block, plan, state, schedule._replace(validates=validates), len(epochs), interrupt)
-
-        # Blocks take turns where Keras's iterator draws from the one global generator, and in the first round, which
-        # traces the network: tracing leaves notes on it.
-        is_traced = self.pace.seconds_per_epoch is not None
-        each = executor.map if is_traced and self.is_plain else map
-        results = list(each(advance, self.members.blocks, self.plans, trained.states))
-        if any(result is None for result in results):
-            return None
-        self.pace.record(len(epochs), time.perf_counter() - start)
-        states, logs = zip(*results, strict=True)
-        history = extended(trained.history, epochs, self.members.join(list(logs)), validates)
-        return Trained(list(states), generators, history)
-
-    def _schedule(
-        self, generators: MemberGenerators, block: Block, plan: Plan, count: int, after: MemberGenerators
-    ) -> Schedule:
-        """Draws the batch orders of a block; the padding repeats the last member."""
-        if not self.is_order_seen:
-            return Schedule()
-        schedules, own = [], len(block.members)
-        rows = engine.room((block.width, self.capacity, plan.orders[0].cut.rows), self.row_type)
-        for member, its_rows in zip(block.members, rows, strict=False):
-            with self._generator(generators, member, after.states) as generator:
-                schedules.append(self._draw(member, plan, count, generator, its_rows))
-        rows[own:, :count] = rows[own - 1, :count]
-        first = schedules[0]
-        rows = first.rows if first.rows is None or self.members.exact else rows
-        return first._replace(rows=rows, validation_rows=self._validation_rows(block))
-
-    def _draw(self, member: int, plan: Plan, count: int, generator: Any, room: np.ndarray) -> Schedule:
-        """Draws the batch orders of a member, as numbers of rows of the data that all members share."""
-        order = order_of(member, plan)
-        if self.shares.training is None:
-            return order.draw(count, self.capacity, generator, room)
-        schedule, own = order.draw(count, self.capacity, generator), self.shares.training[member]
-        room[:count] = own if schedule.rows is None else own[schedule.rows[:count]]
-        return schedule._replace(rows=room)
-
-    def _validation_rows(self, block: Block) -> np.ndarray | None:
-        if self.shares.validation is None:
-            return None
-        rows = np.stack([self.shares.validation[member] for member in block.lanes]).astype(self.row_type)
-        return rows[0] if self.members.exact else rows
-
-    def _batch(self, block: Block, samples: Samples | None) -> Any:
-        """Returns samples that all members share, with the weights of those of a block where they have their own."""
-        if samples is None or self.shares.weights is None:
-            return samples and samples.batch
-        weights = self.shares.weights[list(block.lanes)]
-        return (*samples.batch[:2], weights[0] if self.members.exact else weights)
-
-    def _call(
-        self, block: Block, plan: Plan, state: State, schedule: Schedule, count: int, interrupt: Interrupt
-    ) -> tuple | None:
-        data, validation = plan.data, plan.data.validation
-        is_own = self.shares.validation is not None  # else it comes with weights of its own, or without
-        validating = self._batch(block, validation) if is_own else validation and validation.batch
-        state, logs = plan.program(state, self._batch(block, data.training), validating, schedule, count)
-        finished = engine.wait(logs, interrupt) if count == 1 else jax.block_until_ready(logs)
-        return (state, logs) if finished else None
-
-
-def order_of(member: int, plan: Plan) -> BatchOrder:
-    """Returns what draws the batch order of a member."""
-    return plan.orders[member if len(plan.orders) > 1 else 0]
-
-
-def extended(history: CohortHistory, epochs: range, logs: tuple, validates: np.ndarray | None) -> CohortHistory:
-    """Returns the history with the logs `(training, validation)` of more epochs; NaN where there was no validation."""
-    training, validation = logs
-    new = {name: values[:, : len(epochs)] for name, values in training.items()}
-    for name, values in validation.items():
-        new[f"val_{name}"] = values[:, : len(epochs)].copy()
-        if validates is not None:
-            new[f"val_{name}"][:, ~validates[: len(epochs)]] = np.nan
-    metrics = {
-        name: np.concatenate([history[name], values], axis=1) if name in history else values
-        for name, values in sorted(new.items())
-    }
-    return CohortHistory(metrics, history.seeds, [*history.epoch, *epochs])
-
-
-def medians(history: CohortHistory) -> dict[str, float]:
-    """Returns the median over members of each metric's last recorded value; members that diverged do not count."""
-    last = {name: history.last(name) for name in history}
-    finite = {name: values[np.isfinite(values)] for name, values in last.items() if values.ndim == 1}
-    return {name: float(np.median(values)) for name, values in finite.items() if values.size}
+    return [Block(tuple(members[i : i + width]), width, kind, lot) for i in range(0, len(members), width)]

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import jax
 import keras
+from jax import lax
 
-from kohort import engine, keras_internals, remote
+from kohort import engine, keras_internals, python_code, remote, rules
 from kohort.data import Inputs
-from kohort.engine import Cut, Functions, Pace
+from kohort.engine import Cut, Functions, Pace, Schedule, Unknown
 from kohort.remote import RemotePrograms
+from kohort.rules import Rule
 
 
 class Programs:
@@ -27,12 +29,13 @@ class Programs:
         """Holds the model weakly; nothing is traced yet. Its steps may be given, by somebody who adds to them."""
         self._functions = (functions or keras_internals.functions(model)).traced_once()
         self._marker = keras_internals.compile_marker(model)
+        self._settings = settings_of(model)
         self._made: dict[tuple, Any] = {}
         self.room: Any = None  # memory that held the row numbers of the last call
 
     def is_of(self, model: keras.Model) -> bool:
-        """Says whether the model has not been compiled anew since."""
-        return self._marker is keras_internals.compile_marker(model)
+        """Says whether the model has not been compiled anew since, and its steps do what they did."""
+        return self._marker is keras_internals.compile_marker(model) and self._settings == settings_of(model)
 
     def epochs(
         self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False, own: tuple = (None, None)
@@ -48,10 +51,44 @@ class Programs:
         """
 
         def make() -> Callable:
-            run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
-            return engine.training_call(engine.over_members(run, *own) if members else run)
+            if members:
+                run = engine.members_program(self._functions, cut, validation_cut, capacity, own)
+            else:
+                run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
+            return engine.training_call(run)
 
         return self.once((cut, validation_cut, capacity, members, own), make)
+
+    def guided(
+        self,
+        cut: Cut,
+        validation_cut: Cut | None,
+        capacity: int,
+        followed: tuple[Rule, ...],
+        members: bool,
+        own: tuple = (None, None),
+    ) -> Callable:
+        """Returns the training program that follows rules, for one member, or for a block of them; `own` as above."""
+
+        def make() -> Callable:
+            either = rules.both if members else lax.cond
+            run = rules.guided_program(self._functions, cut, validation_cut, capacity, followed, either)
+            return engine.training_call(rules.over_members(run, *own) if members else run)
+
+        return self.once(("guided", cut, validation_cut, capacity, followed, members, own), make)
+
+    def logged(self, data: Inputs, state: Any) -> dict:
+        """Returns what an epoch logs, by the names of the history: shapes and types, without running it."""
+
+        def run(state: Any, training: Any, validation: Any) -> Any:
+            epoch = engine.epoch_function(self._functions, data.cut, data.validation_cut)
+            return epoch(state, training, validation, Schedule(), 0, Unknown.of(1, state))[1]
+
+        def make() -> dict:
+            validation = data.validation.batch if data.validation else None
+            return rules.joined(jax.eval_shape(run, state, data.training.batch, validation))
+
+        return self.once(("logged", data.cut, data.validation_cut, shapes_of(data)), make)
 
     def validation(self, cut: Cut) -> Callable:
         """Returns the program of a validation that belongs to a fit: it gives the state back, too."""
@@ -98,6 +135,11 @@ class Programs:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def settings_of(model: keras.Model) -> list[Any]:
+    """Returns the settings that Keras would see at the next step, where it does not look at the first step only."""
+    return python_code.settings(model) if keras_internals.runs_op_by_op(model) else []
 
 
 _programs: "weakref.WeakKeyDictionary[keras.Model, Programs | RemotePrograms]" = weakref.WeakKeyDictionary()

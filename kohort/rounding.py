@@ -10,8 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.core import Trace, Tracer
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    Literal,
+    jaxpr_as_fun,
+    set_current_trace,
+    take_current_trace,
+)
 
 
 def traced_once(function: Callable) -> Callable:
@@ -62,36 +70,87 @@ def evaluate(closed: ClosedJaxpr, inputs: list, apply: Callable[[Any, Callable, 
 
     for equation in jaxpr.eqns:
         variables = [v for v in equation.invars if not isinstance(v, Literal)]
-        single = Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
-        outputs = apply(equation, jaxpr_as_fun(ClosedJaxpr(single, ())), [values[v] for v in variables])
+        outputs = apply(equation, jaxpr_as_fun(single(equation, jaxpr)), [values[v] for v in variables])
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
+def single(equation: Any, jaxpr: Any) -> ClosedJaxpr:
+    """Returns one operation of a traced program as a program of those of its inputs that are no literals."""
+    variables = [v for v in equation.invars if not isinstance(v, Literal)]
+    return ClosedJaxpr(Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info), ())
+
+
 def op_by_op(function: Callable) -> Callable:
-    """Returns `function` with a barrier after each operation, so that it rounds as it does when run eagerly.
+    """Returns `function` with each operation compiled as if it stood alone, so that it rounds as when run eagerly.
 
     XLA may merge neighbouring operations of one program (two constant factors become one), or compute one in the
     memory layout that suits the next (a QR decomposition), which changes last bits.
     """
 
-    def plain(output: Any) -> Any:
-        is_matrix = output.ndim > 1 and not jnp.issubdtype(output.dtype, jax.dtypes.extended)
-        return with_layout_constraint(output, Layout(tuple(range(output.ndim)))) if is_matrix else output
+    def run(*args: Any) -> Any:
+        with take_current_trace() as outer, set_current_trace(Eagerly(outer)):
+            return function(*args)
 
-    def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
-        inner = equation.params.get("jaxpr")
-        if equation.primitive.name in ("jit", "pjit") and len(inputs) < len(equation.invars):
-            # Run eagerly, a jitted function takes numbers as arguments; here they would be constants to XLA.
-            given = iter(inputs)
-            arguments = [behind(v) if isinstance(v, Literal) else next(given) for v in equation.invars]
-            return lax.optimization_barrier([plain(output) for output in jaxpr_as_fun(inner)(*arguments)])
-        return lax.optimization_barrier([plain(output) for output in as_traced(*inputs)])
+    return run
 
-    def behind(literal: Any) -> Any:
-        return lax.optimization_barrier(jnp.asarray(literal.val, literal.aval.dtype))
 
-    return interpreted(function, apply)
+class Eagerly(Trace):
+    """Records operations as JAX's own trace does, each as a call that XLA must not merge into what stands around it.
+
+    What is one call here is one program when run eagerly: an operation of its own, or all of a jitted function, also
+    of one that JAX's own trace would inline (most of `jax.numpy`).
+    """
+
+    def __init__(self, outer: Trace) -> None:
+        """Records into the trace that is the current one."""
+        super().__init__()
+        self._outer = outer
+        self.requires_low = outer.requires_low
+
+    def process_primitive(self, primitive: Any, args: Any, params: dict, /) -> Any:
+        """Records one operation."""
+        if primitive.name in COMPOSED:
+            with set_current_trace(self):
+                return primitive.impl(*args, **params)
+        with set_current_trace(self._outer):
+            # Numbers are arguments of the program when run eagerly; here they would be constants to XLA.
+            args = [arg if isinstance(arg, Tracer) else lax.optimization_barrier(jnp.asarray(arg)) for arg in args]
+            is_jitted = primitive.name in ("jit", "pjit")
+            program = params["jaxpr"] if is_jitted else jax.make_jaxpr(lambda *a: primitive.bind(*a, **params))(*args)
+            function = canonical_convolutions(jaxpr_as_fun(program)) if has_odd(program) else jaxpr_as_fun(program)
+            # Traced beforehand, so that only the call is marked, and not what is inside.
+            call = jax.make_jaxpr(jax.jit(function))(*args)
+            with set_xla_metadata(inlineable="false"):
+                results = jaxpr_as_fun(call)(*args)
+        return results if primitive.multiple_results else results[0]
+
+    def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, args: Any, /, **_: Any) -> Any:
+        """Records the operations of a function with a derivative of its own, where none is asked for."""
+        with set_current_trace(self):
+            return fun.call_wrapped(*args)
+
+    def process_custom_vjp_call(self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Any, /, **_: Any) -> Any:
+        """Records them likewise."""
+        with set_current_trace(self):
+            return fun.call_wrapped(*args)
+
+    def process_call(self, primitive: Any, fun: Any, args: Any, params: dict, /) -> Any:
+        """Records the operations of a call."""
+        with set_current_trace(self):
+            return primitive.impl(fun, *args, **params)
+
+    def stage_value(self, val: Any) -> Any:
+        """Takes in a number."""
+        return self._outer.stage_value(val)
+
+    def __getattr__(self, name: str) -> Any:
+        """Leaves all else to the trace that is recorded into."""
+        return getattr(self._outer, name)
+
+
+# What JAX runs eagerly as the operations that it is made of.
+COMPOSED = {"checkpoint", "remat2", "closed_call", "custom_linear_solve", "linear_call"}
 
 
 def canonical_convolutions(function: Callable) -> Callable:
@@ -104,15 +163,15 @@ def canonical_convolutions(function: Callable) -> Callable:
     def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
         if equation.primitive.name == "conv_general_dilated":
             return [canonical_convolution(*inputs, **equation.params)]
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         is_literal_free = len(inputs) == len(equation.invars)
-        if is_literal_free and equation.primitive.name in INLINED_CALLS and "conv_general_dilated" in str(inner):
-            return evaluate(inner, inputs, apply)
+        if is_literal_free and any(map(has_odd, inlined(equation))):
+            (called,) = inlined(equation)
+            return evaluate(called, inputs, apply)
         return as_traced(*inputs)
 
     def run(*args: Any) -> Any:
-        has_convolutions = "conv_general_dilated" in str(jax.make_jaxpr(function)(*args))
-        return interpreted(function, apply)(*args) if has_convolutions else function(*args)
+        closed = jax.make_jaxpr(function)(*args)
+        return interpreted(function, apply)(*args) if has_odd(closed) else function(*args)
 
     return run
 
@@ -121,12 +180,35 @@ def canonical_convolutions(function: Callable) -> Callable:
 INLINED_CALLS = {"pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"}
 
 
+def inlined(equation: Any) -> list[ClosedJaxpr]:
+    """Returns what an equation calls, if XLA compiles it at that place."""
+    called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    return [called] if equation.primitive.name in INLINED_CALLS else []
+
+
+def has_odd(closed: ClosedJaxpr) -> bool:
+    """Says whether a convolution in a traced program has its axes in another order than `canonical_convolution`."""
+
+    def is_odd(equation: Any) -> bool:
+        if equation.primitive.name != "conv_general_dilated":
+            return any(map(has_odd, inlined(equation)))
+        dimensions = equation.params["dimension_numbers"]
+        return tuple(dimensions) != canonical_axes(len(dimensions.lhs_spec))
+
+    return any(map(is_odd, closed.jaxpr.eqns))
+
+
+def canonical_axes(n: int) -> lax.ConvDimensionNumbers:
+    """Returns the places of (batch, feature, space) in an array of `n` axes, and of (out, in, space) in a kernel."""
+    space = tuple(range(1, n - 1))
+    return lax.ConvDimensionNumbers((0, n - 1, *space), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *space))
+
+
 def canonical_convolution(lhs: Any, rhs: Any, *, dimension_numbers: Any, **params: Any) -> Any:
     """Does a convolution with its axes in the order (batch, space, feature) and (space, feature in, feature out)."""
     lhs_axes, rhs_axes, out_axes = dimension_numbers
     n = len(lhs_axes)
-    space = tuple(range(1, n - 1))
-    canonical = lax.ConvDimensionNumbers((0, n - 1, *space), (n - 1, n - 2, *range(n - 2)), (0, n - 1, *space))
+    canonical = canonical_axes(n)
     lhs = lax.transpose(lhs, (lhs_axes[0], *lhs_axes[2:], lhs_axes[1]))
     rhs = lax.transpose(rhs, (*rhs_axes[2:], rhs_axes[1], rhs_axes[0]))
     out = lax.conv_general_dilated(lhs, rhs, dimension_numbers=canonical, **params)

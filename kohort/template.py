@@ -87,10 +87,7 @@ class Template:
 
         Keras chooses a metric by the form of the first targets ("accuracy" stands for several) and keeps it.
         """
-        form = (
-            jax.tree.structure(data.training.batch),
-            *((a.shape[1:], a.dtype) for a in jax.tree.leaves(data.training.batch)),
-        )
+        form = _form(data.training.batch)
         if self._built_with is None:
             with preserved_generators():
                 keras_internals.symbolic_build(self.network, data.build_iterator)
@@ -99,6 +96,20 @@ class Template:
         if form not in self._others:
             self._others[form] = Template(self.network, self.paths).built_for(data)
         return self._others[form]
+
+    def built_like(self, batch: Any, metric_names: list[str]) -> "Template":
+        """Builds losses, metrics and optimizer for batches of this form, under the names that they had; returns it."""
+        with preserved_generators():
+            keras_internals.build_like(self.network, batch)
+        keras_parts.set_metric_names(self.network, metric_names)
+        self._built_with = batch
+        self._others[_form(batch)] = self
+        return self
+
+    @property
+    def batch(self) -> Any:
+        """A batch of one row, of the form for which losses, metrics and optimizer are built."""
+        return self._built_with
 
     def finalized(self, state: State, members: bool) -> State:
         """Returns the state of a member, or of a block of them, as a fit leaves it at its end."""
@@ -138,6 +149,10 @@ class Template:
         keras_internals.build_like(network, self._built_with)
         keras_internals.write_state(network, state)
         return network
+
+
+def _form(batch: Any) -> tuple:
+    return jax.tree.structure(batch), *((a.shape[1:], a.dtype) for a in jax.tree.leaves(batch))
 
 
 class Known(NamedTuple):

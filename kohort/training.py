@@ -14,7 +14,7 @@ import numpy as np
 from kohort import keras_callbacks, keras_internals
 from kohort.checks import Recipe
 from kohort.engine import State
-from kohort.epochs import Advanced, Epochs
+from kohort.epochs import Advanced, ArrayEpochs, Epochs
 from kohort.progress import Interrupt, Progress, held_interrupt
 
 
@@ -36,6 +36,7 @@ class Training:
             )
         listed = getattr(self.callbacks, "callbacks", [])
         self.watching = [each for each in listed if keras_callbacks.watches_loss(each)]
+        self.saving = [each for each in listed if keras_callbacks.saves_at_batches(each)]
         self.looks_at_validation = any(map(keras_callbacks.looks_at_validation, listed))
         self.progress = Progress(recipe.epochs, verbose)
         self.marker = keras_internals.compile_marker(model)
@@ -114,14 +115,19 @@ class Training:
     def _run_epoch(self, epoch: int, interrupt: Interrupt) -> bool:
         """Runs one epoch and says whether it was finished."""
         validates = self.source.validates_at(epoch)
-        if not (self.watching or self.model.stop_training or (validates and self.looks_at_validation)):
+        is_cut = self.watching or self.saving or self.model.stop_training
+        if not (is_cut or (validates and self.looks_at_validation)):
             return self._take(self.source.advance, range(epoch, epoch + 1), interrupt) is not None
         # Keras looks whether it shall stop after each execution: stopped before an epoch, it still runs the first.
         batches = self.model.steps_per_execution if self.model.stop_training else None
         watched = bool(self.watching)
         generator = np.random.get_state()
-        trained = self._take(self.source.train, epoch, interrupt, batches=batches, watched=watched)
+        if self.saving:
+            trained = self._train_in_pieces(batches, interrupt)
+        else:
+            trained = self._take(self.source.train, epoch, interrupt, batches=batches, watched=watched)
         if trained is None:
+            np.random.set_state(generator)
             return False
         if trained.stopped_at is not None:
             keras_internals.attach(self.variables, self.state)
@@ -131,6 +137,29 @@ class Training:
             np.random.set_state(generator)
             return False
         return True
+
+    def _train_in_pieces(self, most: int | None, interrupt: Interrupt) -> Advanced | None:
+        """Trains an epoch on arrays, at most so many batches, with a call from each save to the next."""
+        source, trained = self.source, None
+        if not isinstance(source, ArrayEpochs):
+            raise TypeError("Only epochs on arrays can be cut into pieces.")
+        count = source.begin_pieces() if most is None else min(source.begin_pieces(), most)
+        steps = self.model.steps_per_execution
+        left = range(steps - 1, count + steps - 1, steps)  # Keras's number of the last batch of each execution
+        start = 0
+        while left:
+            saves = [keras_callbacks.batches_to_save(each, left) for each in self.saving]
+            ends = left[: min((nth for nth in saves if nth), default=len(left))]
+            left = left[len(ends) :]
+            trained = self._take(source.train_piece, range(start, min(ends[-1] + 1, count)), interrupt)
+            if trained is None:
+                return None
+            keras_internals.attach(self.variables, self.state)
+            start = ends[-1] + 1
+            for end in ends:
+                for callback in self.saving:
+                    callback.on_train_batch_end(end, trained.step_logs)
+        return trained
 
     def _validate(self, epoch: int, interrupt: Interrupt) -> bool:
         """Runs the validation of an epoch, between the callbacks that look at it, and says whether it was finished."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from kohort import keras_internals, keras_parts
 from kohort.checks import FLOAT32_MAX, received
+from kohort.data import Inputs
 from kohort.engine import State
 from kohort.number import Book, MembersState
 from kohort.programs import Programs
@@ -241,6 +242,7 @@ class VariedPrograms(Programs):
         self.book = Book(tuple(path for path in paths if path not in self._rates))
         traced = [places[path] for path in self.book.paths]
         super().__init__(model, self.book.steps(keras_internals.functions(model), traced))
+        self._plain = Programs(model)
 
     def fits(self, values: Mapping[str, np.ndarray]) -> bool:
         """Says whether members with these values are built as those that were traced."""
@@ -263,6 +265,30 @@ class VariedPrograms(Programs):
             ("varied", key, *options.items()),
             lambda: self._reading(Programs.epochs(self, *key, **options), trains=True),
         )
+
+    def guided(self, *key: Any, **options: Any) -> Callable:
+        """Returns the training program that follows rules: of `(state, course)`, as the others of the state."""
+
+        def make() -> Callable:
+            program = Programs.guided(self, *key, **options)
+
+            def flat(state: Any, course: Any, *args: Any, **options: Any) -> tuple:
+                (state, course), logs = program((state, course), *args, **options)
+                return state, course, logs
+
+            reading = self._reading(flat, trains=True)
+
+            def call(carry: tuple, *args: Any, **options: Any) -> tuple:
+                state, course, logs = reading(*carry, *args, **options)
+                return (state, course), logs
+
+            return call
+
+        return self.once(("varied guided", key, *options.items()), make)
+
+    def logged(self, data: Inputs, state: Any) -> dict:
+        """Returns what an epoch logs, which no number changes: that of the network as it is."""
+        return self._plain.logged(data, state)
 
     def evaluate(self, *key: Any, **options: Any) -> Callable:
         """Returns the evaluation program."""

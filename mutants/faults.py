@@ -25,6 +25,10 @@ PROMISES = "tests/test_promises.py::"
 ENGINE = "tests/test_engine.py::"
 VARY = "tests/test_vary.py::"
 FOLDS = "tests/test_folds.py::"
+ENSEMBLE = "tests/test_ensemble.py::"
+FILES = "tests/test_files.py::"
+SAVING = "tests/test_saving.py::"
+CALLBACKS = "tests/test_cohort_callbacks.py::"
 ARGUMENT = FIT + "test_argument"
 
 FAULTS = [
@@ -53,8 +57,8 @@ FAULTS = [
     Fault(
         "validation-on-training-data",
         "kohort/data.py",
-        "return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), iterator)",
-        "return Inputs(training, cut, *validation_inputs((x, y, sample_weight), recipe, steps), iterator)",
+        "return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), build_iterator)",
+        "return Inputs(training, cut, *validation_inputs((x, y, sample_weight), recipe, steps), build_iterator)",
         (f"{ARGUMENT}[validation-data]",),
     ),
     Fault(
@@ -81,9 +85,24 @@ FAULTS = [
     Fault(
         "steps-per-epoch-ignored",
         "kohort/data.py",
-        'arguments = {"batch_size": recipe.batch_size, "steps_per_epoch": recipe.steps_per_epoch}',
-        'arguments = {"batch_size": recipe.batch_size, "steps_per_epoch": None}',
+        "steps_per_epoch=self._recipe.steps_per_epoch,",
+        "steps_per_epoch=None,",
         (f"{ARGUMENT}[steps]",),
+    ),
+    # members abreast
+    Fault(
+        "term-of-a-product-left-out",
+        "kohort/abreast.py",
+        "(left[term] * right[term] for term in terms))",
+        "(left[term] * right[term] for term in list(terms)[:-1] or [()]))",
+        ("tests/test_abreast.py::test_as_vmap[matrix-matrix-None]",),
+    ),
+    Fault(
+        "members-axis-mixed-with-rows",
+        "kohort/engine.py",
+        "lambda a: jnp.moveaxis(a, 1, -1), batch) if rows.ndim == 2",
+        "lambda a: jnp.moveaxis(a, 0, -1), batch) if rows.ndim == 2",
+        ("tests/test_abreast.py::test_a_program_of_members_abreast_trains_as_the_mapped_one[middle0-True]",),
     ),
     # the order of the batches
     Fault(
@@ -117,8 +136,8 @@ FAULTS = [
     Fault(
         "same-order-in-each-epoch",
         "kohort/generators.py",
-        "return np.array([generator.permutation(rows) for _ in range(count)], dtype).reshape(count, rows)",
-        "return np.tile(generator.permutation(rows).astype(dtype), (count, 1))",
+        "        shuffled = ordered.copy()\n        generator.shuffle(shuffled)\n        row[:] = shuffled\n",
+        "        row[:] = ordered\n    generator.shuffle(drawn[0])\n    drawn[:] = drawn[0]\n",
         (f"{FIT}test_many_epochs_over_several_calls",),
     ),
     Fault(
@@ -168,8 +187,8 @@ FAULTS = [
     Fault(
         "owed-draws-forgotten",
         "kohort/generators.py",
-        "for rows, times in self._owed:",
-        "for rows, times in self._owed[-1:]:",
+        "owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed]",
+        "owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed[-1:]]",
         ("tests/test_data.py::test_permutations_that_are_owed_are_drawn_when_somebody_looks",),
     ),
     Fault(
@@ -181,7 +200,7 @@ FAULTS = [
     ),
     Fault(
         "owed-draw-to-build-forgotten",
-        "kohort/members.py",
+        "kohort/rounds.py",
         "return trained._replace(generators=trained.generators.owing(self.data.cut.rows, 1))",
         "return trained",
         (f"{COHORT}test_an_order_that_nobody_sees_is_drawn_when_somebody_looks",),
@@ -276,8 +295,8 @@ FAULTS = [
     Fault(
         "metrics-not-reset",
         "kohort/engine.py",
-        "    state = functions.reset_metrics(state)\n",
-        "",
+        "    fresh = functions.reset_metrics(state)\n",
+        "    fresh = state\n",
         (f"{ARGUMENT}[default-batch]",),
     ),
     Fault(
@@ -319,8 +338,8 @@ FAULTS = [
     Fault(
         "logs-of-the-wrong-epoch",
         "kohort/engine.py",
-        "return state, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)",
-        "return state, jax.tree.map(lambda h, log: h.at[jnp.maximum(e - 1, 0)].set(log), carry[1], logs)",
+        "return after, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)",
+        "return after, jax.tree.map(lambda h, log: h.at[jnp.maximum(e - 1, 0)].set(log), carry[1], logs)",
         (f"{ENGINE}test_batches_come_in_the_order_of_the_schedule", f"{FIT}test_many_epochs_over_several_calls"),
     ),
     Fault(
@@ -481,9 +500,9 @@ FAULTS = [
     ),
     Fault(
         "batch-order-of-the-neighbour",
-        "kohort/members.py",
-        "for member, its_rows in zip(block.members, rows, strict=False):",
-        "for member, its_rows in zip(block.members[::-1], rows, strict=False):",
+        "kohort/rounds.py",
+        "for of_lot, its_rows in zip(own, rows, strict=False):",
+        "for of_lot, its_rows in zip(own[::-1], rows, strict=False):",
         (f"{COHORT}test_member_is_keras_to_rounding[dense]",),
     ),
     Fault(
@@ -502,15 +521,15 @@ FAULTS = [
     ),
     Fault(
         "members-mixed",
-        "kohort/members.py",
-        "history = extended(trained.history, epochs, self.members.join(list(logs)), validates)",
-        "mixed = jax.tree.map(lambda a: a - a.mean(0) + a[:1], self.members.join(list(logs)))\n"
-        "        history = extended(trained.history, epochs, mixed, validates)",
+        "kohort/rounds.py",
+        "columns = self._columns([[logs for _, logs in own] for own in of_lots], len(epochs))\n",
+        "columns = self._columns([[logs for _, logs in own] for own in of_lots], len(epochs))\n"
+        "        columns = jax.tree.map(lambda a: a - a.mean(0) + a[:1], columns)\n",
         (f"{COHORT}test_diverged_member_leaves_its_neighbours",),
     ),
     Fault(
         "second-fit-begins-anew",
-        "kohort/members.py",
+        "kohort/rounds.py",
         "if members.trained else self._begin()",
         "if not members else self._begin()",
         (f"{COHORT}test_arguments_of_fit_and_a_second_fit",),
@@ -553,23 +572,23 @@ FAULTS = [
     ),
     Fault(
         "trains-on-the-rows-of-another-fold",
-        "kohort/members.py",
-        "self.shares.training[member]\n        room",
-        "self.shares.training[member - 1]\n        room",
+        "kohort/rounds.py",
+        "self.shares.training[lot.members[number]]\n        room",
+        "self.shares.training[lot.members[number] - 1]\n        room",
         (f"{FOLDS}test_exact_member_is_bit_for_bit_keras_on_its_rows[shuffled]",),
     ),
     Fault(
         "validates-on-the-first-rows",
-        "kohort/members.py",
-        "validation_rows=self._validation_rows(block))",
+        "kohort/rounds.py",
+        "validation_rows=self._validation_rows(lot, block))",
         "validation_rows=None)",
         (f"{FOLDS}test_exact_member_is_bit_for_bit_keras_on_its_rows[shuffled]",),
     ),
     Fault(
         "weights-of-another-member",
-        "kohort/members.py",
-        "weights = self.shares.weights[list(block.lanes)]",
-        "weights = self.shares.weights[list(block.lanes[::-1])]",
+        "kohort/rounds.py",
+        "weights = self.shares.weights[lot.members[block.members]]",
+        "weights = self.shares.weights[lot.members[block.members[::-1]]]",
         (f"{FOLDS}test_each_member_with_weights_of_its_own[False-None]",),
     ),
     Fault(
@@ -603,10 +622,161 @@ FAULTS = [
     ),
     Fault(
         "best-is-the-diverged-one",
-        "kohort/cohort.py",
-        'if directions[metric] == "down" else -last, np.inf)',
-        'if directions[metric] == "down" else -last, -np.inf)',
+        "kohort/results.py",
+        "finite = np.flatnonzero(np.isfinite(last))",
+        "finite = np.flatnonzero(~np.isfinite(last))",
         (f"{COHORT}test_best_passes_over_diverged_members",),
+    ),
+    # steps that Keras runs operation by operation
+    Fault(
+        "operations-are-merged",
+        "kohort/rounding.py",
+        'inlineable="false"',
+        'other="false"',
+        ("tests/test_rounding.py::test_op_by_op_keeps_what_runs_as_one_program_together",),
+    ),
+    Fault(
+        "changed-settings-go-unseen",
+        "kohort/programs.py",
+        " and self._settings == settings_of(model)",
+        "",
+        ("tests/test_python_code.py::test_programs_last_as_long_as_the_settings",),
+    ),
+    # what comes out
+    Fault(
+        "ensemble-of-the-worst",
+        "kohort/results.py",
+        "best, is_seed_name = ranked[: int(top)]",
+        "best, is_seed_name = ranked[-int(top) :]",
+        (f"{ENSEMBLE}test_the_best_members_are_taken",),
+    ),
+    Fault(
+        "logits-averaged",
+        "kohort/ensemble.py",
+        "    if kind is None:\n        return keras.layers.Average",
+        "    if kind != 0:\n        return keras.layers.Average",
+        (f"{ENSEMBLE}test_of_logits_the_probabilities_are_averaged",),
+    ),
+    Fault(
+        "stopped-members-never-solve-it",
+        "kohort/survival.py",
+        "np.where(is_stopped, _last_epochs(epochs, recorded), epochs[-1])",
+        "np.where(is_diverged, _last_epochs(epochs, recorded), epochs[-1])",
+        ("tests/test_survival.py::test_who_stopped_early_is_censored_there_and_who_diverged_never_solves_it",),
+    ),
+    Fault(
+        "pairs-of-different-seeds",
+        "kohort/results.py",
+        "pairs = [(i, theirs.seeds.index(seed)) for",
+        "pairs = [(i, i) for",
+        ("tests/test_results.py::test_cohorts_are_compared_on_the_seeds_that_they_share",),
+    ),
+    # files
+    Fault(
+        "files-written-in-their-place",
+        "kohort/files.py",
+        'aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")',
+        "aside = target",
+        (f"{FILES}test_kills_during_saves_leave_a_whole_file", f"{FILES}test_what_is_written_is_read"),
+    ),
+    Fault(
+        "checksum-not-looked-at",
+        "kohort/files.py",
+        "HEAD], rest) != checksum:",
+        'HEAD], rest) == b"":',
+        (f"{FILES}test_any_flipped_bit_is_noticed",),
+    ),
+    Fault(
+        "newer-files-are-read",
+        "kohort/files.py",
+        'if note["version"] > newest:',
+        'if note["version"] < 0:',
+        (f"{FILES}test_a_newer_version_and_another_kind",),
+    ),
+    Fault(
+        "any-class-is-built",
+        "kohort/saving.py",
+        "        if not _is_part_of_keras(module, name):",
+        "        if not module:",
+        (f"{SAVING}test_a_model_of_other_parts_is_not_built",),
+    ),
+    Fault(
+        "sizes-not-looked-at",
+        "kohort/saving.py",
+        "if not members or expected != found or",
+        "if not members or",
+        (f"{SAVING}test_arrays_that_are_not_those_of_the_model",),
+    ),
+    Fault(
+        "generators-not-kept",
+        "kohort/saving.py",
+        'restored(members.seeds, arrays.get("generators"), owed)',
+        "restored(members.seeds, None, owed)",
+        (f"{SAVING}test_a_fit_goes_on_where_it_stopped[dense-small-True]",),
+    ),
+    Fault(
+        "what-is-owed-is-not-kept",
+        "kohort/saving.py",
+        'for rows, times in about["owed"]',
+        'for rows, times in about["owed"][:0]',
+        (f"{SAVING}test_a_fit_goes_on_where_it_stopped[dense-whole-False]",),
+    ),
+    Fault(
+        "exclusions-from-decay-not-kept",
+        "kohort/saving.py",
+        '    keras_parts.set_decay_exclusions(model, about["decay_exclusions"])\n',
+        "",
+        (f"{SAVING}test_a_fit_goes_on_where_it_stopped[undecayed-small-True]",),
+    ),
+    # callbacks of a cohort
+    Fault(
+        "patience-is-one-more",
+        "kohort/rules.py",
+        'stops = is_due & ~improves & (wait >= numbers["patience"])',
+        'stops = is_due & ~improves & (wait > numbers["patience"])',
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "best-weights-are-the-last",
+        "kohort/rules.py",
+        "weights = chosen(is_due & improves, self._weights(seen.state), memory.weights)",
+        "weights = chosen(is_due, self._weights(seen.state), memory.weights)",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "numbers-of-32-bits",
+        "kohort/rules.py",
+        "result = function(wide, lax.bitcast_convert_type(number, jnp.float64))",
+        "result = function(wide, lax.bitcast_convert_type(number, jnp.float64).astype(jnp.float32).astype(wide.dtype))",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "no-cooldown",
+        "kohort/rules.py",
+        "counts = ~improves & (cooldown == 0)",
+        "counts = ~improves",
+        ("tests/test_rules.py",),
+    ),
+    Fault(
+        "stopped-members-train-on",
+        "kohort/rules.py",
+        "either(carry[1].goes_on, train, rest, carry, e)",
+        "either(carry[1].epochs >= 0, train, rest, carry, e)",
+        (f"{CALLBACKS}test_a_poisoned_member_stops_alone[True]",),
+    ),
+    Fault(
+        "stopped-members-draw-on",
+        "kohort/rounds.py",
+        "for number in np.flatnonzero(is_short[lot.members]).tolist():",
+        "for number in []:",
+        (f"{CALLBACKS}test_exact_members_are_guided_as_by_keras_bit_for_bit[patience]",),
+    ),
+    Fault(
+        "lanes-are-mixed-up",
+        "kohort/lanes.py",
+        "left[own] = np.asarray(now)[: block.own]",
+        "left[own] = np.asarray(now)[: block.own][::-1]",
+        ("tests/test_lanes.py",),
     ),
     # the switch
     Fault(

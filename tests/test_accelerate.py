@@ -25,7 +25,7 @@ X = RNG.normal(size=(40, 3)).astype("float32")
 Y = (X[:, :1] * X[:, 1:2] > 0).astype("float32")
 FIT = {"x": X, "y": Y, "epochs": 4, "batch_size": 16}
 NAN = np.where(np.arange(40) == 7, np.nan, X.T).T.astype("float32")
-REFUSED = "`kohort.fit` would refuse it: `x` must hold finite numbers of at most 3.4e+38 in size (float32)"
+LARGE = "`kohort.fit` would refuse it: `x` must hold integers of at most 2147483647 in size (JAX computes in 32 bits)"
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,9 @@ def switched_off():
     assert replaced == {}
 
 
-def build(kind=keras.Sequential, optimizer="adam", **options):
+def build(kind=keras.Sequential, optimizer="adam", loss="binary_crossentropy", **options):
     model = kind([keras.Input((3,)), layers.Dense(6, "relu"), layers.Dropout(0.2), layers.Dense(1, "sigmoid")])
-    model.compile(keras.optimizers.get(optimizer), "binary_crossentropy", metrics=["accuracy"], **options)
+    model.compile(keras.optimizers.get(optimizer), loss, metrics=["accuracy"], **options)
     return model
 
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_compiled():
 @pytest.mark.parametrize(
     ("fit", "reason"),
     [
-        (FIT | {"x": NAN}, REFUSED),
+        (FIT | {"x": X.astype("int64") + 2**40}, LARGE),
         (FIT | {"epochs": 0}, "`kohort.fit` would refuse it: `epochs` must be an integer of at least 1"),
         (FIT | {"batch_size": 0}, "`kohort.fit` would refuse it: `batch_size` must be an integer of at least 1"),
         (FIT | {"verbose": None}, "`kohort.fit` would refuse it: `verbose` must be 'auto', 0, 1 or 2"),
@@ -271,6 +271,28 @@ def test_what_kohort_refuses_and_keras_takes(fit, reason):
         ours = run(installed(train), build, 1, [fit])
     assert differences(theirs, ours) == []
     assert reasons() == [reason]
+
+
+@pytest.mark.parametrize(
+    ("fit", "make"),
+    [
+        (FIT | {"x": NAN}, build),
+        (FIT | {"y": np.where(Y > 0, np.inf, Y), "callbacks": [callbacks.TerminateOnNaN()]}, lambda: build(loss="mse")),
+        (FIT | {"validation_data": (NAN, Y), "sample_weight": np.full(40, -np.inf)}, build),
+    ],
+    ids=["x", "y", "weights"],
+)
+def test_numbers_that_are_not_finite(fit, make):
+    """`kohort.fit` refuses them, for they are mistakes; the switch lets them through, compiled."""
+    assert_compiled(make, fit)
+    with pytest.raises(ValueError, match="must hold finite numbers"):
+        kohort.fit(make(), **fit)
+
+
+def test_what_else_is_wrong_beside_them():
+    with kohort.install(), pytest.warns(kohort.FallBackWarning, match="`y` must have one row per sample"):
+        with pytest.raises(ValueError, match="cardinality"):
+            build().fit(NAN, Y[:-1], verbose=0)
 
 
 def test_a_rate_that_kohort_refuses():
@@ -317,15 +339,15 @@ def test_an_argument_of_a_newer_keras():
 
 
 def test_a_reason_is_told_once_for_each_line_of_the_caller():
-    """Also where each fit of a loop has its own NaN in another place; test_main.py shows the line it points to."""
+    """Also where each fit of a loop has its own number in another place; test_main.py shows the line it points to."""
     model = build()
     with kohort.install(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for row in range(3):
-            x = np.where(np.arange(40) == row, np.nan, X.T).T.astype("float32")
+            x = np.where(np.arange(40) == row, 2**40 + row, 1)[:, None] * np.ones((40, 3), "int64")
             model.fit(x, Y, verbose=0)
 
-    assert [str(w.message) for w in caught] == [f"kohort: Keras runs this fit itself, because {REFUSED}."]
+    assert [str(w.message) for w in caught] == [f"kohort: Keras runs this fit itself, because {LARGE}."]
     assert kohort.report().calls == 3
 
 
@@ -340,7 +362,7 @@ def test_an_error_leaves_everything_as_it_was(flags, error):
     model.compile("adam", "mse")
     before, numpy_before = state_of(model), np.random.get_state()
     with kohort.install(**flags), pytest.raises(error, match="would refuse it"):
-        model.fit(NAN, Y)
+        model.fit(X.astype("int64") + 2**40, Y)
 
     assert state_of(model) == before
     assert differences(numpy_before, np.random.get_state()) == []

@@ -73,11 +73,26 @@ def test_run_eagerly():
 
 
 def test_without_jit_compilation():
-    reasons = both(lambda: FIT | {"epochs": 1}, lambda: build(jit_compile=False))
+    """Keras's own code runs compiled, see test_python_code.py; where it is the user's, nothing that it does is lost."""
 
-    assert reasons == fallen_back(
-        "the model was compiled with `jit_compile=False`, or a layer of it does not support it"
+    class Counting(layers.Dense):
+        calls = 0
+
+        def call(self, inputs):
+            Counting.calls += 1
+            return super().call(inputs)
+
+    def make():
+        Counting.calls = 0
+        model = keras.Sequential([keras.Input((3,)), Counting(1)])
+        model.compile("adam", "mse", jit_compile=False)
+        return model
+
+    assert both(lambda: FIT | {"epochs": 1}, make) == fallen_back(
+        "the model was compiled with `jit_compile=False`, and `test_without_jit_compilation.<locals>.Counting.call` "
+        "is not Keras's own: each step may run it, or see what it changed"
     )
+    assert Counting.calls >= 3
 
 
 class OwnFit(keras.Sequential):
@@ -225,11 +240,17 @@ def test_a_callback_list_of_another_class():
     assert differences(theirs, ours) == []
 
 
-def test_checkpoints_inside_an_epoch(tmp_path):
+@pytest.mark.parametrize("others", [[callbacks.TerminateOnNaN()], []])
+def test_checkpoints_inside_an_epoch(tmp_path, others):
+    """On arrays an epoch is cut where they save, see test_training.py; not of streams, or beside `TerminateOnNaN`."""
     files = iter([str(tmp_path / "keras.{epoch}.weights.h5"), str(tmp_path / "kohort.{epoch}.weights.h5")])
-    reasons = both(
-        lambda: FIT | {"callbacks": [callbacks.ModelCheckpoint(next(files), save_weights_only=True, save_freq=2)]}
-    )
+
+    def arguments():
+        saving = callbacks.ModelCheckpoint(next(files), save_weights_only=True, save_freq=2)
+        data = FIT if others else {"x": ((X[:16], Y[:16]) for _ in range(12)), "steps_per_epoch": 3, "epochs": 4}
+        return data | {"callbacks": [saving, *others], "shuffle": False}
+
+    reasons = both(arguments)
 
     assert reasons == fallen_back("the callback ModelCheckpoint acts inside an epoch (`on_train_batch_end`)")
     assert len(list(tmp_path.iterdir())) == 8

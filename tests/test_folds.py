@@ -12,6 +12,7 @@ from test_wrong_input import refused
 
 import kohort
 from kohort import keras_internals
+from kohort.checks import NotFiniteError
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(43, 2)).astype("float32")
@@ -283,7 +284,11 @@ WRONG = {
         ValueError,
         r"`validation_split` must be left out where each member has its own weights\.",
     ),
-    "infinite weights": ({"sample_weight": np.full((2, 43), np.inf)}, ValueError, r"`sample_weight` must hold finite"),
+    "infinite weights": (
+        {"sample_weight": np.full((2, 43), np.inf)},
+        NotFiniteError,
+        r"`sample_weight` must hold finite",
+    ),
 }
 
 

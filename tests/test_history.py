@@ -1,6 +1,7 @@
 """What comes out: success rates, histories, outcomes; plain arrays, no training."""
 
 import math
+import sys
 from collections.abc import Mapping
 from statistics import NormalDist
 
@@ -255,3 +256,46 @@ def test_a_bound_on_a_metric_without_direction_or_of_several_numbers(values):
     name = "other" if values.ndim == 2 else "loss"
     with pytest.raises(ValueError, match=rf"`{name}` must be a metric of one number per epoch that says whether more"):
         met(recorded=history(**{name: values}), **{name: 0.5})
+
+
+# Tables.
+
+
+def test_a_history_as_labelled_arrays():
+    values = np.arange(24.0).reshape(4, 3, 2)
+    arrays = history(loss=LOSS, f1=values).to_xarray()
+
+    assert dict(arrays.sizes) == {"member": 4, "epoch": 3, "f1_0": 2}
+    assert arrays.member.values.tolist() == [3, 8, 1, 4]
+    np.testing.assert_array_equal(arrays.loss, LOSS)
+    np.testing.assert_array_equal(arrays.f1.sel(member=1, epoch=2), values[2, 2])
+    assert arrays.outcome.sel(member=8).item() == "DIVERGED"
+
+
+def test_a_history_as_a_table():
+    values = np.arange(24.0).reshape(4, 3, 2)
+    table = history(loss=LOSS, f1=values).to_pandas()
+
+    assert list(table) == ["loss", "f1[0]", "f1[1]"]
+    assert table.index.names == ["member", "epoch"]
+    np.testing.assert_array_equal(table["loss"].unstack()[[0, 1, 2]].loc[[3, 8, 1, 4]], LOSS)
+    assert table.loc[(1, 2), "f1[1]"] == values[2, 2, 1]
+
+
+def test_tables_of_no_epochs():
+    nothing = CohortHistory({}, seeds=[3, 8], epoch=[])
+
+    assert nothing.to_pandas().shape == (0, 0)
+    assert dict(nothing.to_xarray().sizes) == {"member": 2, "epoch": 0}
+
+
+@pytest.mark.parametrize("package", ["xarray", "pandas"])
+def test_what_is_not_installed_is_named(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    match = (
+        rf"`to_{package}` must find the package {package}\. Received: an environment without it\. "
+        rf"Install it: `python -m pip install 'kohort\[{package}\]'`\."
+    )
+    with pytest.raises(ImportError, match=match):
+        getattr(history(), f"to_{package}")()

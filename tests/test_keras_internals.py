@@ -54,6 +54,10 @@ PRIVATE = {
     "Model._get_metrics_result_or_logs": lambda m: callable(m._get_metrics_result_or_logs),
     "Model._should_eval": lambda m: list(inspect.signature(m._should_eval).parameters) == ["epoch", "validation_freq"],
     "Model._initial_epoch": lambda m: m._initial_epoch is None,
+    "MonitorCallback._set_monitor_op": lambda m: (
+        hasattr(keras.callbacks.EarlyStopping(), "monitor_op")
+        and callable(keras.callbacks.EarlyStopping()._set_monitor_op)
+    ),
     "Optimizer._learning_rate": lambda m: isinstance(m.optimizer._learning_rate, keras.Variable),
     "backend.is_nnx_enabled": lambda m: internals.is_nnx_enabled() is False,
     "random.make_default_seed": lambda m: all(callable(part.make_default_seed) for part in seed_modules()),
@@ -415,11 +419,13 @@ def test_a_plain_model_can_be_compiled():
     assert internals.why_keras_must_run(compiled()) is None
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"), [({"run_eagerly": True}, "run_eagerly=True"), ({"jit_compile": False}, "jit_compile=False")]
-)
-def test_options_that_keras_must_run(options, reason):
-    assert reason in internals.why_keras_must_run(compiled(**options))
+def test_options_that_keras_must_run():
+    assert "run_eagerly=True" in internals.why_keras_must_run(compiled(run_eagerly=True))
+
+
+def test_who_runs_operation_by_operation():
+    assert internals.runs_op_by_op(compiled(jit_compile=False))
+    assert not internals.runs_op_by_op(compiled())
 
 
 @pytest.mark.parametrize("method", ["evaluate", "make_train_function", "make_test_function"])

@@ -84,3 +84,20 @@ def test_layers_of_a_model_keep_their_flags():
 
     assert keras_parts.trainability(other) == flags
     assert [layer.trainable for layer in other.layers] == [False, True]
+
+
+def test_places_of_rules():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(3), keras.layers.BatchNormalization()]
+    )
+    decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.25))
+    for optimizer, has_rate in [(keras.optimizers.Adam(0.25), True), (scaled, True), (decay, False)]:
+        model.compile(keras.optimizers.SGD(decay) if optimizer is decay else optimizer, "mse")
+        model.optimizer.build(model.trainable_variables)
+        places = keras_parts.places_of_rules(model)
+        weights = [model.non_trainable_variables[place] for place in places.weights]
+        assert [weight.name for weight in weights] == ["moving_mean", "moving_variance"]  # and no state of the dropout
+        assert (places.rate is not None) == has_rate
+        if has_rate:
+            assert float(model.optimizer.variables[places.rate]) == 0.25

@@ -51,7 +51,38 @@ def test_the_share_of_a_class_among_several(label, expected):
     picture = plot.spread(cohort, **LIMITS, label=label, grid_resolution=3)
 
     np.testing.assert_allclose(picture.share, expected)
-    assert picture.label == (1 if label is None else label)
+    assert picture.label == label
+    assert picture.share.shape == ((3, 3, 3) if label is None else (3, 3))
+
+
+def test_of_several_classes_each_is_shown():
+    """Nine members that say class 0, 1 or 2 by thirds of the plane, three of which always say 2."""
+    x = np.array([[0.0, 0.0], [1.0, 1.0]])
+
+    def answer(x):
+        said = np.eye(3)[np.clip(x[:, 0] * 3, 0, 2).astype(int)]
+        always = np.broadcast_to(np.eye(3)[2], said.shape)
+        return np.stack([said] * 6 + [always] * 3)
+
+    picture = plot.spread(Cohort(range(9), answer=answer), x, np.array([0, 2]), grid_resolution=31)
+
+    middle = picture.share[:, 15, [10, 15, 21]]
+    np.testing.assert_allclose(middle, [[2 / 3, 0, 0], [0, 2 / 3, 0], [1 / 3, 1 / 3, 1]])
+    legend = picture.figure_.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["class 0", "class 1", "class 2", "90 % agree"]
+    assert legend.get_title().get_text() == "what most of 9 members say, fainter the fewer they are"
+    assert overlaps(picture.figure_) == []
+
+
+def test_members_that_are_undecided_count_in_part():
+    answers = np.array([0.2, 0.5 + 1e-5, 0.5 - 1e-5, 0.9])[:, None, None]
+    binary = Cohort(range(4), answer=lambda x: np.broadcast_to(answers, (4, len(x), 1)))
+    scores = np.array([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6], [1 / 3, 1 / 3, 1 / 3]])[:, None]
+    several = Cohort(range(3), answer=lambda x: np.broadcast_to(scores, (3, len(x), 3)))
+
+    np.testing.assert_allclose(plot.spread(binary, **LIMITS, grid_resolution=3).share, 0.5)
+    shares = plot.spread(several, **LIMITS, grid_resolution=3).share
+    np.testing.assert_allclose(shares[:, 1, 1], [5 / 18, 5 / 18, 8 / 18])
 
 
 @pytest.mark.parametrize(("label", "share"), [(-1, 2 / 3), (1, 1 / 3), (None, 1 / 3)])

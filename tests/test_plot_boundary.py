@@ -198,7 +198,45 @@ def test_a_regression_that_always_says_the_same_or_nothing_is_drawn(value):
     display.figure_.canvas.draw()
 
 
+# Plateaus.
+
+
+def test_where_no_class_leads_it_says_so():
+    """Right of the middle the answer is the threshold, but for rounding."""
+    noise = np.random.default_rng(0).normal(0, 1e-7, 2500)
+    model = Model(lambda x: (np.where(x[:, 0] > 0.5, 0.5 + noise, x[:, 0] * 0.9))[:, None])
+
+    picture = plot.decision_boundary(model, xlim=(0, 1), ylim=(0, 1), grid_resolution=50)
+
+    assert picture.undecided_
+    hatched = picture.surface_[-1]
+    (path,) = (path for path in hatched.get_paths() if len(path.vertices))
+    assert path.vertices[:, 0].min() == pytest.approx(0.5, abs=0.03)
+    assert path.vertices[:, 0].max() == 1
+    assert "undecided" in [text.get_text() for text in picture.figure_.legends[0].get_texts()]
+    assert [text.get_text() for text in picture.ax_.texts] == ["0"]  # class 1 leads nowhere
+    lines = [c for c in picture.ax_.collections if hasattr(c, "levels") and not c.filled]
+    assert not any(len(path.vertices) for line in lines for path in line.get_paths())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_boundary_that_is_crossed_is_decided(classes):
+    picture = plot.decision_boundary(Model(lambda x: np.tile(x[:, :1], classes) * range(1, classes + 1)), **LIMITS)
+
+    assert not picture.undecided_
+
+
 # Misuse.
+
+
+@pytest.mark.parametrize("draw", [plot.decision_boundary, plot.network, plot.loss_landscape, plot.units])
+def test_a_cohort_is_no_single_model(draw):
+    message = (
+        r"`model` must be one network, and not a cohort\. Received: model=.*\. Draw all members with "
+        r"`kohort\.plot\.wall`, or one of them: `cohort\.best\(\)` or `cohort\.member\(seed\)`\."
+    )
+    with pytest.raises(TypeError, match=message):
+        draw(Cohort(), *{plot.units: [0], plot.loss_landscape: [X, Y]}.get(draw, []))
 
 
 @pytest.mark.parametrize(

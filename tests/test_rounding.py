@@ -38,6 +38,22 @@ def test_op_by_op_rounds_as_eager_code_does():
     assert not np.array_equal(jax.jit(scaled)(x), eager), "XLA no longer merges the factors: op_by_op may go"
 
 
+def test_op_by_op_keeps_what_runs_as_one_program_together():
+    """A jitted function, such as `jnp.var`, is one program when run eagerly; what is around it is none of it."""
+
+    def step(weights, x):
+        def loss(weights):
+            return jnp.mean(jnp.square(jax.nn.gelu(x @ weights) * 2.0 - jnp.var(x) / 3.0))
+
+        value, slope = jax.value_and_grad(loss)(weights)
+        return value, weights - 0.1 * slope
+
+    weights, x = (jnp.asarray(RNG.normal(size=shape), "float32") for shape in ((5, 70), (330, 5)))
+    eager = step(weights, x)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(rounding.op_by_op(step))(weights, x), eager)
+    assert not np.array_equal(jax.jit(step)(weights, x)[1], eager[1]), "XLA merges nothing any more: op_by_op may go"
+
+
 SPECS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CHWN", "IHWO", "HWNC"), ("NWHC", "HWOI", "CNHW")]
 
 

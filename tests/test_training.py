@@ -2,6 +2,7 @@
 
 import signal
 
+import jax
 import keras
 import numpy as np
 import pytest
@@ -135,6 +136,44 @@ CALLBACKS = {
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_a_callback(name, same):
     same(CALLBACKS[name], fits=2)
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "fit", "options"),
+    [
+        (1, FIT, {"jit_compile": False}),
+        (3, FIT | {"batch_size": 8}, {}),
+        (2, FIT | {"batch_size": 8, "shuffle": False, "validation_freq": 2}, {"steps_per_execution": 3}),
+        (3, FIT | {"batch_size": 8, "steps_per_epoch": 2}, {}),
+    ],
+    ids=["each", "shuffled", "several-steps", "fewer-steps"],
+)
+def test_saving_after_so_many_batches(same, save_freq, fit, options):
+    """The epoch is cut where a callback saves, and the numbers in the names are those of the step that was last."""
+
+    def made(folder):
+        backup = callbacks.BackupAndRestore(folder / "backup", save_freq=save_freq + 1, delete_checkpoint=False)
+        return [checkpoint(folder, "{epoch}-{batch}-{loss:.9f}-{accuracy:.9f}.keras", save_freq=save_freq), backup]
+
+    is_jitted = options.get("jit_compile", True)
+    _, _, saved = same(made, lambda: build(**options), 2 if is_jitted else 1, Witness if is_jitted else NoWitness, fit)
+    assert len(saved) > 3
+
+
+class NoWitness(callbacks.History):
+    """Stands where a callback of the user's would keep a model without `jit_compile` from being compiled."""
+
+    def __new__(cls, calls):
+        return callbacks.History()
+
+
+def test_training_in_pieces_compiles_once(caplog):
+    model = build()
+    saving = callbacks.ModelCheckpoint("never.keras", save_freq=10**6)
+    kohort.fit(model, **FIT, verbose=0, callbacks=[saving])
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        kohort.fit(model, **FIT, verbose=0, callbacks=[saving])
+    assert [r.message for r in caplog.records if "Compiling" in r.message] == []
 
 
 def test_callbacks_that_look_at_validation(same):

@@ -15,6 +15,7 @@ from kohort.plot.gallery import Wall, wall
 from kohort.plot.groups import Minima, minima
 from kohort.plot.hidden import FeatureSpace, feature_space
 from kohort.plot.landscape import LossLandscape, loss_landscape
+from kohort.plot.response import ResponseCurve, response_curve
 from kohort.plot.solving import Survival, survival
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LossLandscape",
     "Minima",
     "NetworkDiagram",
+    "ResponseCurve",
     "Spread",
     "Survival",
     "Units",
@@ -35,8 +37,14 @@ __all__ = [
     "loss_landscape",
     "minima",
     "network",
+    "response_curve",
     "spread",
     "survival",
     "units",
     "wall",
 ]
+
+
+def __dir__() -> list[str]:
+    """Names what is for users, and not the rooms that it comes from."""
+    return __all__

@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rcParams
+from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from kohort.plot.plane import cut
 from kohort.plot.sources import answers_of_members, check_cohort, chosen, features_of_members
 from kohort.plot.style import BAND, between_classes, check_axes, on_axes, require
-from kohort.plot.surface import Surface, meaning
+from kohort.plot.surface import Surface, meaning, votes
+
+# Of several classes: the shares at which the colour of the one that most members say gets fainter, and how much.
+LEVELS, VEILS = (0.5, 0.7, 0.9), (0.85, 0.6, 0.3, 0.0)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Spread(Surface):
-    """The share of members that say a class, over a plane; `spread` computes it.
+    """The share of members that say a class, or each of several, over a plane; `spread` computes it.
 
     Example:
         >>> import numpy as np, kohort
@@ -30,8 +34,8 @@ class Spread(Surface):
         'x[:, 0]'
     """
 
-    share: np.ndarray  # of the members, which say `label` at each grid point, (grid, grid)
-    label: Any = 1  # the class they say
+    share: np.ndarray  # of the members, which say `label` at each grid point, (grid, grid), or (class, grid, grid)
+    label: Any = 1  # the class they say; None: each of the classes
     members: int  # that are counted
     diverged: int = 0  # that are not, as their answers are not finite
     ax_: Any = field(default=None, init=False)  # once drawn
@@ -40,6 +44,8 @@ class Spread(Surface):
         """Draws the record on `ax`, or in a figure made here, and returns it."""
         self.ax_ = on_axes(ax, (6.4, 4.6))
         self.figure_ = self.ax_.figure
+        if self.label is None:
+            return self._plot_all(ax is None)
         colours = {"levels": np.linspace(0, 1, 11), "cmap": between_classes(), "zorder": 0}
         region = self.ax_.contourf(self.xx0, self.xx1, self.share, **colours)
         inside = [level for level in BAND if self.share.min() < level < self.share.max()]
@@ -54,6 +60,29 @@ class Spread(Surface):
         if ax is None:
             self._explain(region)
         return self
+
+    def _plot_all(self, is_ours: bool) -> "Spread":
+        """Draws the class that most members say, fainter the fewer they are, and where nine of ten agree."""
+        self.paint_classes(self.ax_, np.moveaxis(self.share, 0, -1), 12.0)
+        most = self.share.max(axis=0)
+        veils = to_rgba_array([rcParams["axes.facecolor"]] * len(VEILS))
+        veils[:, 3] = VEILS
+        levels = [0, *LEVELS, 1.01]
+        self.ax_.contourf(self.xx0, self.xx1, most, levels, colors=veils, zorder=0)
+        if most.min() < BAND[2] < most.max():
+            line = {"colors": rcParams["text.color"], **{f"{name}s": how for name, how in self._line(BAND[2]).items()}}
+            self.ax_.contour(self.xx0, self.xx1, most, levels=[BAND[2]], **line)
+        if self.x is not None:
+            self.draw_samples(self.ax_, self.x, 6.0)
+        self.name_axes(self.ax_)
+        if is_ours:
+            agreed = Line2D([], [], color=rcParams["text.color"], label="90 % agree", **self._line(BAND[2]))
+            title = f"what most of {self._counted()} say, fainter the fewer they are"
+            self.draw_legend(self.figure_, agreed, title=title, loc="outside upper center", ncols=5)
+        return self
+
+    def _counted(self) -> str:
+        return f"{self.members} members" + (f", without {self.diverged} diverged" if self.diverged else "")
 
     @staticmethod
     def _line(level: float) -> dict:
@@ -70,8 +99,7 @@ class Spread(Surface):
         ]
         if self.labels is not None:
             handles += [Line2D([], [], **look) for look in self.looks()]
-        left_out = f", without {self.diverged} diverged" if self.diverged else ""
-        title = f"{self.members} members{left_out}"
+        title = self._counted()
         self.figure_.legend(handles=handles, title=title, loc="outside upper center", ncols=2, frameon=False)
 
 
@@ -91,16 +119,18 @@ def spread(
     threshold: float | int | None = None,
     ax: Any = None,
 ) -> Spread:
-    """Computes and draws at each point the share of members that say class 1.
+    """Computes and draws at each point the share of members that say class 1, or of several classes each one.
 
     The solid line is the median boundary: on one side of it more than half of the members say the class, on the other
-    fewer. Between the dashed lines, where 10 % and 90 % of them say it, the start of the training decides.
+    fewer. Between the dashed lines, where 10 % and 90 % of them say it, the start of the training decides. Of several
+    classes each point has the colour of the one that most members say, and is the fainter the fewer they are. A member
+    that is undecided at a point, between classes that score alike to a thousandth, counts for each of them in part.
 
     Args:
         cohort: A trained `kohort.Cohort` of classifiers.
         x: Samples, as for `decision_boundary`.
         y: Their classes, likewise.
-        label: The class whose share is shown. Default: the second one, of 0 and 1 the 1.
+        label: The class whose share is shown. Default: of two the second one, such as the 1 of 0 and 1; of more, all.
         xlim: Limits of the first axis, likewise.
         ylim: Limits of the second axis, likewise.
         features: Of more than two features the two to draw, likewise.
@@ -125,7 +155,7 @@ def spread(
         >>> cohort, (x, y) = kohort.Cohort(model, seeds=5), kohort.data.xor()
         >>> history = cohort.fit(x, y, epochs=1, verbose=0)
         >>> share = kohort.plot.spread(cohort, x, y, grid_resolution=10).share
-        >>> share.shape, bool((share * 5 % 1 == 0).all())
+        >>> share.shape, bool(((share >= 0) & (share <= 1)).all())
         ((10, 10), True)
 
     Source:
@@ -139,20 +169,13 @@ def spread(
     responses = answers_of_members(cohort, plane)[among]
     means = meaning(responses, responses.shape[3:], y, threshold, regression=False)
     classes = means["classes"]
-    label = classes[1] if label is None else label
+    label = classes[1] if label is None and len(classes) == 2 else label
     named = ", ".join(f"{name:g}" for name in classes)
-    require(label in classes, "label", f"one of the classes {named}", label, "Pass one of them.")
+    require(label is None or label in classes, "label", f"one of the classes {named}", label, "Pass one of them.")
     finite = np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))
     step_back = "Train with a smaller learning rate."
     require(finite.any(), "cohort", "one of which at least one member gives finite answers", cohort, step_back)
-    share = _says(responses[finite], classes.index(label), means["threshold"]).mean(axis=0)
+    shares = votes(responses[finite], means["threshold"]).mean(axis=1)
+    share = shares if label is None else shares[classes.index(label)]
     counts: dict[str, Any] = {"members": int(finite.sum()), "diverged": int((~finite).sum())}
     return Spread(**plane, **means, **counts, share=share, label=label).plot(ax)
-
-
-def _says(responses: np.ndarray, label: int, threshold: float) -> np.ndarray:
-    """Says which members answer the class at which points, (member, grid, grid)."""
-    if responses.ndim == 4:
-        return responses.argmax(axis=3) == label
-    is_second = responses > threshold
-    return is_second if label else ~is_second

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kohort.plot.plane import cut, features_of
+from kohort.plot.sources import check_single
 from kohort.plot.style import check_axes, on_axes, require
 from kohort.plot.surface import Surface, answers, meaning
 
@@ -97,6 +98,7 @@ def decision_boundary(
         `sklearn.inspection.DecisionBoundaryDisplay`, which shades responses: this fills classes.
     """
     check_axes(ax)
+    check_single(model)
     require(hasattr(model, "predict"), "model", "a trained model", model, "Pass a `keras.Model`.", TypeError)
     plane = cut(features_of(model, x), x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     options: dict = {"batch_size": 10_000, "verbose": 0} if isinstance(model, keras.Model) else {}

@@ -59,7 +59,7 @@ class Minima(Surface):
         placed.write(LEFT, 0.1, self._head(shown))
         if ax is None and self.levels is None:
             place = {"loc": "upper left", "bbox_to_anchor": placed.at(LEFT - 0.1, 0.25), "borderaxespad": 0.0}
-            self.draw_legend(self.figure_, **place, fontsize=9, ncols=len(self.classes))
+            self.draw_legend(self.figure_, **place, fontsize=9, ncols=len(self.classes) + self.undecided_)
         return self
 
     def _head(self, shown: int) -> str:

@@ -19,6 +19,7 @@ from kohort.checks import Recipe, check_backend, check_data
 from kohort.data import inputs, pass_cut
 from kohort.engine import State
 from kohort.fit import check_model
+from kohort.plot.sources import check_single
 from kohort.plot.style import NUMBERS, check_axes, halo, on_axes, require
 from kohort.programs import local_programs_of
 
@@ -128,6 +129,7 @@ def loss_landscape(
     """
     check_backend("kohort.plot.loss_landscape")
     check_axes(ax)
+    check_single(model)
     check_model(model)
     require(model.built, "model", "a built model", model, "Begin it with `keras.Input(shape=...)`.")
     is_enough = isinstance(grid_resolution, numbers.Integral) and grid_resolution >= 2

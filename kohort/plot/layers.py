@@ -11,11 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from kohort.plot.sources import check_single
 from kohort.plot.style import require
 
 
 def check_model(model: Any) -> None:
     """Raises unless this is a built sequential or functional model of one input."""
+    check_single(model)
     step = "Draw what a model answers with `decision_boundary`."
     require(isinstance(model, keras.Model), "model", "a `keras.Model`", model, step, TypeError)
     is_built = model.built and len(getattr(model, "inputs", None) or ()) == 1

@@ -1,19 +1,18 @@
-"""How long it takes until a problem is solved: the share of members that are not there yet, by epoch.
+"""The picture of how long it takes until a problem is solved.
 
-In come a trained cohort and a bound; out comes a record of a survival curve with its band. The room exists because
+In come a trained cohort and a bound; out comes a record of its survival curve with the band. The room exists because
 "stuck" and "slow" look alike in a success rate, and differ here: a curve that still falls, or one that does not.
 """
 
-import numbers
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from kohort.plot.sources import check_cohort, criterion, logs_of, names_of_outcomes
-from kohort.plot.style import COLOURS, check_axes, on_axes, require
+from kohort.plot.sources import check_cohort, criterion
+from kohort.plot.style import COLOURS, check_axes, on_axes
+from kohort.survival import survival_curve
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -94,51 +93,7 @@ def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds:
     """
     check_axes(ax)
     check_cohort(cohort)
-    is_level = isinstance(confidence, numbers.Real) and 0 < confidence < 1
-    require(is_level, "confidence", "between 0 and 1", confidence, "Pass for example 0.95.")
-    step = "Write for example `survival(cohort, loss=0.01)`."
-    require(bounds, "bounds", "at least one metric with its bound", bounds, step)
+    history = cohort.history
     directions = {name: cohort.direction(name) for name in bounds}
-    met = np.logical_and.reduce([_met(cohort, name, bound, directions[name]) for name, bound in bounds.items()])
-    logs = cohort.history
-    epochs = 1 + np.asarray(logs.epoch)
-    first = np.where(met.any(axis=1), epochs[met.argmax(axis=1)], np.nan)
-    outcomes = names_of_outcomes(logs)
-    is_unsolved, outcomes = np.isnan(first), np.full(len(first), "") if outcomes is None else outcomes
-    is_stopped, is_diverged = (is_unsolved & (outcomes == name) for name in ("STOPPED_EARLY", "DIVERGED"))
-    censored = np.where(is_stopped, _last(epochs, logs[next(iter(bounds))]), epochs[-1])[is_unsolved]
-    curve = _curve(first[~is_unsolved], censored, np.append(epochs[0] - 1, epochs), float(confidence))
-    counts: dict[str, Any] = {"stopped": int(is_stopped.sum()), "diverged": int(is_diverged.sum())}
-    said = criterion(bounds, directions)
-    return Survival(**curve, **counts, first=first, criterion=said, confidence=float(confidence)).plot(ax)
-
-
-def _met(cohort: Any, name: str, bound: Any, direction: str | None) -> np.ndarray:
-    """Says in which epochs which members keep a bound, (member, epoch); NaN keeps none."""
-    values = logs_of(cohort, name, name)[name]
-    is_bound = isinstance(bound, numbers.Real) and not np.isnan(float(bound))
-    require(is_bound, name, "the bound that its value must reach, a number", bound, "Pass for example 0.01.")
-    is_directed = direction in ("up", "down") and values.ndim == 2
-    step = "Take one that does, such as the loss."
-    require(is_directed, name, "a metric that says whether more is better", bound, step)
-    return values >= bound if direction == "up" else values <= bound
-
-
-def _last(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Returns the last epoch in which each member has a value."""
-    return epochs[values.shape[1] - 1 - np.isfinite(values)[:, ::-1].argmax(axis=1)]
-
-
-def _curve(solved: np.ndarray, censored: np.ndarray, epochs: np.ndarray, confidence: float) -> dict:
-    """Returns the survival curve at the epochs, with its interval."""
-    from scipy.stats import CensoredData, ecdf
-
-    survivors = ecdf(CensoredData(uncensored=solved, right=censored)).sf
-    share = np.asarray(survivors.evaluate(epochs), float)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # undefined where all or none survive: filled below
-        interval = survivors.confidence_interval(confidence, method="log-log")
-    low, high = (np.asarray(end.evaluate(epochs), float) for end in (interval.low, interval.high))
-    low = np.where(np.isnan(low), np.where(share == 1, 1, 0), low)
-    high = np.where(share == 1, 1, np.fmin.accumulate(np.where(np.isnan(high) & (share == 1), 1, high)))
-    return {"epochs": epochs, "share": share, "low": low, "high": high}
+    curve = survival_curve(history, bounds, directions, confidence)
+    return Survival(**curve._asdict(), criterion=criterion(bounds, directions)).plot(ax)

@@ -23,6 +23,13 @@ def check_cohort(cohort: Any) -> None:
     require(is_cohort, "cohort", "a `kohort.Cohort`", cohort, "Draw one model with `decision_boundary`.", TypeError)
 
 
+def check_single(model: Any) -> None:
+    """Raises where a picture of one network is asked for and a cohort is given."""
+    is_cohort = hasattr(model, "seeds") and hasattr(model, "predict")
+    step = "Draw all members with `kohort.plot.wall`, or one of them: `cohort.best()` or `cohort.member(seed)`."
+    require(not is_cohort, "model", "one network, and not a cohort", model, step, TypeError)
+
+
 def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
     """Returns the positions in the cohort of the members to show: the first ones, or those of the seeds."""
     check_cohort(cohort)

@@ -7,11 +7,12 @@ exists so that one model, a wall of members and the representative of a minimum 
 import math
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from matplotlib import rcParams
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -19,6 +20,10 @@ from matplotlib.ticker import MaxNLocator
 
 from kohort.plot.plane import Plane
 from kohort.plot.style import COLOURS, MARKERS, NUMBERS, halo, require, tints
+
+# Of classes whose scores lie so near to each other, rounding decides, or the last step of the optimizer.
+UNDECIDED = 1e-3
+HATCH = "////"  # of the regions where that is so
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -30,11 +35,12 @@ class Surface(Plane):
     threshold: float = 0.5  # where a single output changes from the first class to the second
     levels: np.ndarray | None = None  # of a regression: the heights of its contour lines
     targets: np.ndarray | None = None  # of a regression: the samples' own numbers, (sample,)
+    undecided_: bool = field(default=False, init=False)  # once drawn, whether there are regions without an answer
 
     def paint(self, ax: Any, response: np.ndarray, size: float) -> list:
         """Draws what the response says, and the samples as markers of `size` points; returns the filled regions."""
         known = np.where(np.isfinite(response), response, np.nan)
-        surfaces = (self._paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
+        surfaces = (self.paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
         ax.spines[:].set_linewidth(size / 6)
         if np.isnan(known).any():
             style = {"ha": "center", "va": "center", "path_effects": halo(), "zorder": 5}
@@ -44,16 +50,23 @@ class Surface(Plane):
         ax.set(**self.limits)
         return surfaces
 
-    def _paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
+    def paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
+        """Fills the region of each class, draws the boundaries, and hatches where none leads; returns the regions."""
         scores, surfaces = self.scores(known), []
+        open_ = undecided(scores)
         # Each class is painted, with its border, where it beats all those before it, and over them.
         for k, tint in enumerate(tints(len(scores))):
             lead = scores[k] - scores[:k].max(axis=0) if k else 0 * scores.sum(axis=0)
             levels = [0 if k else -1, max(1, 2 * lead.max())]
             surfaces.append(ax.contourf(self.xx0, self.xx1, lead, levels, colors=[tint], zorder=0))
             if k and lead.min() < 0 < lead.max():
-                line = {"colors": rcParams["text.color"], "linewidths": size / 6, "zorder": 0}
-                ax.contour(self.xx0, self.xx1, lead, [0], **line)
+                line = {"colors": rcParams["text.color"], "linewidths": size / 6, "zorder": 0.5}
+                ax.contour(self.xx0, self.xx1, np.ma.masked_where(open_, lead), [0], **line)
+        if open_.any():
+            self.undecided_ = True
+            look = {"colors": [rcParams["axes.facecolor"]], "hatches": [HATCH], "zorder": 0}
+            surfaces.append(ax.contourf(self.xx0, self.xx1, open_.astype(float), [0.5, 1.5], **look))
+            surfaces[-1].set(edgecolor=to_rgba(rcParams["text.color"], 0.4), linewidth=0)
         if self.x is None and not np.isnan(scores).any():
             self._name_regions(ax, scores, fontsize=5 + 0.8 * size)
         return surfaces
@@ -76,7 +89,7 @@ class Surface(Plane):
         """Writes each class where it leads most, away from the edges: colour alone would not tell."""
         inner = (slice(len(self.xx0) // 6, len(self.xx0) - len(self.xx0) // 6),) * 2
         for k, name in enumerate(self.classes):
-            lead = (scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
+            lead = np.where(undecided(scores), 0, scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
             best = lead.argmax()
             if lead.flat[best] > 0:
                 place = self.xx0[inner].flat[best], self.xx1[inner].flat[best]
@@ -103,13 +116,19 @@ class Surface(Plane):
         for k, look in enumerate(looks):
             ax.plot(*x[labels == k].T, **look, markersize=size, markeredgewidth=size / 12)
 
-    def draw_legend(self, figure: Any, **place: Any) -> None:
-        """Shows the marker of each class on the tint of its region."""
+    def draw_legend(self, figure: Any, *more: Any, **place: Any) -> None:
+        """Shows the marker of each class on the tint of its region, and further artists by their labels."""
         looks, edge = self.looks(), rcParams["text.color"]
         handles: list = [Patch(facecolor=tint, edgecolor=edge, linewidth=0.5) for tint in tints(len(looks))]
         if self.labels is not None:
             handles = [(handles[k], Line2D([], [], **look)) for k, look in enumerate(looks)]
-        figure.legend(handles, [look["label"] for look in looks], frameon=False, **place)
+        names = [look["label"] for look in looks]
+        if self.undecided_:
+            faint = to_rgba(edge, 0.4)
+            handles.append(Patch(facecolor=rcParams["axes.facecolor"], edgecolor=faint, hatch=HATCH, linewidth=0.5))
+            names.append("undecided")
+        names += [artist.get_label() for artist in more]
+        figure.legend([*handles, *more], names, frameon=False, **place)
 
     def looks(self) -> list[dict]:
         """Gives each class a shape, a colour and a name."""
@@ -118,6 +137,30 @@ class Surface(Plane):
             style | {"marker": MARKERS[k % 9], "color": COLOURS[k % 10], "label": f"class {name:g}"}
             for k, name in enumerate(self.classes)
         ]
+
+
+def undecided(scores: np.ndarray) -> np.ndarray:
+    """Says where no class leads, (grid, grid): in regions, not at single points of a boundary that is crossed there.
+
+    A network on a plateau answers the threshold itself over half the plane, and what is left of a boundary is rounding.
+    """
+    from scipy.ndimage import binary_opening
+
+    second, first = np.sort(scores, axis=0)[-2:]
+    return binary_opening(first - second < UNDECIDED, np.ones((3, 3)))
+
+
+def votes(responses: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns which class each member says, (class, member, grid, grid): 1 or 0, and a share of it where undecided.
+
+    Args:
+        responses: Raw outputs (member, grid, grid), or (member, grid, grid, class).
+        threshold: Where a single output changes class.
+    """
+    of_classes = np.moveaxis(responses, -1, 0) if responses.ndim == 4 else None
+    scores = np.stack([0 * responses + threshold, responses]) if of_classes is None else of_classes
+    leads = scores > scores.max(axis=0) - UNDECIDED
+    return leads / leads.sum(axis=0)
 
 
 def answers(predict: Callable, plane: dict, before: int = 0, **options: Any) -> np.ndarray:

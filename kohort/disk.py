@@ -1,0 +1,53 @@
+"""Compiled programs that outlive the process.
+
+In comes where the user wants them, or nothing; JAX then keeps them in a folder that nobody else can write. The room
+exists because a second start must not compile again, and because programs are code, which not anybody may hand us.
+"""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import jax
+
+
+def keep_programs_on_disk() -> None:
+    """Lets JAX keep compiled programs for the next process, in a folder that this user alone can read and write.
+
+    The folder is `KOHORT_CACHE_DIR` (empty: keep nothing), by default `kohort` in the user's cache folder. A cache that
+    is set up already, by `JAX_COMPILATION_CACHE_DIR` or in `jax.config`, stays as it is.
+    """
+    if os.environ.get("KOHORT_CACHE_DIR") == "" or getattr(jax.config, "jax_compilation_cache_dir", None):
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        own = Path(os.environ.get("KOHORT_CACHE_DIR") or cache / "kohort") / f"programs-{_processor()}"
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_private = _is_private(own)
+    except (OSError, RuntimeError):
+        return  # no home, or one that is read-only: then every process compiles anew
+    if not is_private:
+        return  # programs that somebody else could have put there are not run
+    jax.config.update("jax_compilation_cache_dir", str(own))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _is_private(folder: Path) -> bool:
+    """Says whether nobody but this user can put a file into the folder, or another folder in its place."""
+    own, parent = folder.lstat(), folder.parent.stat()
+    if not hasattr(os, "getuid"):
+        return True
+    is_own = stat.S_ISDIR(own.st_mode) and own.st_uid == os.getuid() and not own.st_mode & 0o077
+    return is_own and (not parent.st_mode & 0o022 or bool(parent.st_mode & stat.S_ISVTX))
+
+
+def _processor() -> str:
+    """Names this processor's instruction set: programs that were compiled for another must not be run."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(flags.encode()).hexdigest()[:12]

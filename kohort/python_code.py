@@ -1,0 +1,132 @@
+"""Whose Python code the steps of a fit run, and by what settings it goes.
+
+In come a model and the callbacks of a fit; out goes the first thing that would run somebody else's code at a step, or
+all settings of Keras's own code. The room exists because Keras trains some models operation by operation: there Python
+runs at every step, so a step may be compiled only where all its code is Keras's, which computes and does nothing else,
+and only as long as no setting changes.
+"""
+
+import functools
+import inspect
+import threading
+import types
+import weakref
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+# What runs when a part is made, built or saved, and not at a step.
+NOT_AT_STEPS = {
+    "__init__", "__init_subclass__", "__new__", "__annotate__", "__annotate_func__", "build", "get_config",
+    "from_config", "get_build_config", "build_from_config", "compute_output_shape",
+}  # fmt: skip
+# What a fit itself changes of a model as it goes along, or what is no matter to a step.
+NOT_SETTINGS = {
+    "history", "stop_training", "train_function", "test_function", "predict_function", "_eval_epoch_iterator",
+    "_jax_state", "_jax_state_synced", "_initial_epoch", "_losses", "_losses_override", "_loss_ids", "_lock",
+    "_tracker", "_inbound_nodes", "_outbound_nodes", "_nodes", "_nodes_by_depth", "_operations_by_depth",
+    "_auto_config", "_compile_config", "_value", "_path", "_model",
+}  # fmt: skip
+PLAIN = bool | int | float | complex | str | bytes | np.generic | np.dtype | type(None) | type(...) | slice
+ARRAYS = np.ndarray | jax.Array
+IDLE = weakref.ref | inspect.Signature | types.ModuleType | keras.KerasTensor | threading.local | PurePath | type
+# Whose classes hold data, or compute and do nothing else.
+OF_OTHERS = {"builtins", "abc", "collections", "enum", "functools", "types", "typing"}
+# Keras's own, but made to run on data beforehand, and not all of them by JAX.
+PREPARES_DATA = keras.layers.Discretization.__module__.rpartition(".")[0]
+
+
+def somebody_elses(*things: Any) -> str | None:
+    """Names the first code, reachable from these things, that Keras would run at a step and did not write itself."""
+    survey = Survey()
+    return next(filter(None, map(survey.foreign, things)), None)
+
+
+def settings(*things: Any) -> list[Any]:
+    """Returns all settings of parts that are reachable from these things, other than the values of variables."""
+    survey = Survey()
+    for thing in things:
+        survey.foreign(thing)
+    return [keras.config.floatx(), keras.config.epsilon(), *survey.settings]
+
+
+class Survey:
+    """A walk over all that is reachable from some things."""
+
+    def __init__(self) -> None:
+        """Has seen nothing yet."""
+        self.settings: list[Any] = []
+        self._known: dict[int, Any] = {}
+
+    def foreign(self, thing: Any) -> str | None:
+        """Names what runs somebody else's code in this thing, or returns None and notes the settings."""
+        if isinstance(thing, PLAIN):
+            self.settings.append(thing)
+            return None
+        if isinstance(thing, ARRAYS):
+            self.settings.append(np.asarray(thing).tobytes())
+            return None
+        if isinstance(thing, IDLE) or id(thing) in self._known:
+            return None
+        self._known[id(thing)] = thing
+        self.settings.append(f"{type(thing).__name__} {getattr(thing, '__qualname__', '')}")
+        return self._own(thing) or next(filter(None, map(self.foreign, parts(thing))), None)
+
+    def _own(self, thing: Any) -> str | None:
+        """Names the code of the thing itself if somebody else wrote it."""
+        if isinstance(thing, types.FunctionType):
+            written_in = thing.__globals__.get("__name__", "")  # wrapped, a function may go under another module
+            return None if thing.__name__ in NOT_AT_STEPS or is_kerass(written_in) else f"`{thing.__qualname__}`"
+        for kind in type(thing).__mro__:
+            if kind.__module__.startswith(PREPARES_DATA):
+                return f"`{kind.__name__}`"
+            if not is_kerass(kind.__module__) and kind.__module__.split(".")[0] not in OF_OTHERS:
+                found = next(filter(None, (self._member(kind, *member) for member in vars(kind).items())), None)
+                if found:
+                    return found
+        return None
+
+    def _member(self, kind: type, name: str, member: Any) -> str | None:
+        if isinstance(member, classmethod | staticmethod):
+            member = member.__func__
+        if isinstance(member, property):
+            return f"`{kind.__name__}.{name}`"
+        if name in NOT_AT_STEPS or not callable(member) or isinstance(member, type):
+            return None
+        return self.foreign(member) if isinstance(member, types.FunctionType) else f"`{kind.__name__}.{name}`"
+
+
+def is_kerass(module: str) -> bool:
+    """Says whether a module is part of Keras, and not one of the tests that it carries."""
+    return module.startswith("keras.") and not module.endswith("_test")
+
+
+def parts(thing: Any) -> Iterator[Any]:
+    """Yields what a thing holds."""
+    if isinstance(thing, types.FunctionType):
+        yield from (cell.cell_contents for cell in thing.__closure__ or () if is_filled(cell))
+        yield from (thing.__defaults__, thing.__kwdefaults__)
+    elif isinstance(thing, types.MethodType):
+        yield from (thing.__func__, thing.__self__)
+    elif isinstance(thing, functools.partial):
+        yield from (thing.func, thing.args, thing.keywords)
+    elif isinstance(thing, dict):
+        yield from (part for item in thing.items() for part in item)
+    elif isinstance(thing, set | frozenset):
+        yield from sorted(thing, key=repr)
+    elif isinstance(thing, list | tuple):
+        yield from thing
+    held = getattr(thing, "__dict__", {})
+    yield from (part for name, part in held.items() if name not in NOT_SETTINGS)
+
+
+def is_filled(cell: types.CellType) -> bool:
+    """Says whether a variable of an enclosing function has a value."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False

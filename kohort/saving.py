@@ -1,0 +1,260 @@
+"""What of a trained cohort is kept in a file, and how it comes back.
+
+In come the members; out come values and arrays for `files`, and from these the same members again. The model goes as
+its configuration, and is built from it only after every class in it is known to be Keras's or the caller's, and every
+array to be of the size that the model has. The room exists so that a fit can go on in another process, to the bit.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import keras
+import numpy as np
+
+from kohort import blueprint, files, keras_internals, keras_parts
+from kohort.engine import State
+from kohort.files import Contents
+from kohort.generators import MemberGenerators, Owed
+from kohort.history import CohortHistory
+from kohort.members import Members, Trained
+from kohort.template import preserved_generators
+
+KIND, VERSION = "cohort", 1
+# What a configuration may hold that is no class: plain values of Keras's serialisation. Lambdas are not among them.
+VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
+# What a part of a model may be. Keras's own safe mode names what it refuses; this names what is accepted.
+KINDS = (
+    keras.Operation,
+    keras.DTypePolicy,
+    keras.Initializer,
+    keras.Loss,
+    keras.Metric,
+    keras.Optimizer,
+    keras.Regularizer,
+    keras.constraints.Constraint,
+    keras.optimizers.schedules.LearningRateSchedule,
+)
+# The modules whose functions a configuration may name.
+WITH_FUNCTIONS = (keras.activations, keras.losses, keras.metrics, keras.ops)
+
+
+# --- to a file --------------------------------------------------------------------------------------------------------
+
+
+def save(path: Any, members: Members, trained: Trained) -> None:
+    """Writes trained members to a file, in one step."""
+    files.checked_target(path)  # before anything is computed
+    check_saveable(members)
+    files.write(path, KIND, VERSION, contents_of(members, trained))
+
+
+def check_saveable(members: Members) -> None:
+    """Raises if more than the seed tells the members apart: a file holds nothing of that yet."""
+    beside = [name for name in members.roster.parameters if name != "seed"]
+    if beside:
+        raise ValueError(
+            "`cohort.save` must be called on a cohort whose members differ by their seeds only (so far). "
+            f"Received: members that differ by {', '.join(map(repr, beside))}, too. "
+            "Save single members, `cohort.member(index=...)`, as `.keras` files."
+        )
+
+
+def contents_of(members: Members, trained: Trained) -> Contents:
+    """Returns all that the members are, as values and arrays."""
+    template, history = members.templates[0], trained.history
+    rows: list[np.ndarray] = []
+    states, owed = trained.generators.kept()
+    arrays = {"seeds": np.asarray(members.seeds, np.uint32), "epoch": np.asarray(history.epoch, np.int64)}
+    arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
+    for part, values in members.join(trained.states)._asdict().items():
+        arrays |= {f"state/{part}/{i}": array for i, array in enumerate(values)}
+    arrays |= {} if states is None else {"generators": states}
+    about = {
+        **blueprint.described(template.network, _unkept),
+        "decay_exclusions": keras_parts.decay_exclusions(template.network),
+        "exact": members.exact,
+        "batch": _skeleton(template.batch, rows),
+        "metrics": list(history),
+        "owed": [[rows, np.asarray(times).tolist()] for rows, times in owed],
+    }
+    # Of the data themselves nothing is kept: rows of zeros have the same form.
+    return Contents(about, arrays | {f"batch/{i}": np.zeros_like(row) for i, row in enumerate(rows)})
+
+
+def _unkept(model: keras.Model, received: str, step: str) -> ValueError:
+    return ValueError(
+        "`cohort.save` must be called on a cohort whose model Keras can write down as a configuration. "
+        f"Received: model={model.name!r} with {received}. {step}; single members can be saved as `.keras` files."
+    )
+
+
+def _skeleton(structure: Any, leaves: list) -> Any:
+    """Returns a structure of dicts, lists, tuples and None as JSON; its arrays go to `leaves`."""
+    if structure is None:
+        return None
+    if isinstance(structure, dict):
+        return {"dict": [[key, _skeleton(part, leaves)] for key, part in structure.items()]}
+    if isinstance(structure, list | tuple):
+        return {"list" if isinstance(structure, list) else "tuple": [_skeleton(part, leaves) for part in structure]}
+    leaves.append(np.asarray(structure))
+    return {"array": len(leaves) - 1}
+
+
+def _filled(skeleton: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Returns the structure of which this is the skeleton."""
+    if skeleton is None:
+        return None
+    [(kind, parts)] = skeleton.items()
+    if kind == "array":
+        return arrays[f"batch/{int(parts)}"]
+    if kind == "dict":
+        return {key: _filled(part, arrays) for key, part in parts}
+    return (tuple if kind == "tuple" else list)(_filled(part, arrays) for part in parts)
+
+
+# --- from a file ------------------------------------------------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    """What a file held, checked: enough to make a cohort, and to put it where it was."""
+
+    model: keras.Model
+    seeds: list[int]
+    exact: bool
+    contents: Contents
+
+    def put_into(self, members: Members) -> None:
+        """Makes these members the trained ones of the file."""
+        about, arrays = self.contents
+        batch = _filled(about["batch"], arrays)
+        members.templates = [members.templates[0].built_like(batch, about["metric_names"])]
+        history = {name: arrays[f"history/{name}"].copy() for name in about["metrics"]}
+        owed = tuple(
+            Owed(rows, np.asarray(times) if isinstance(times, list) else times) for rows, times in about["owed"]
+        )
+        generators = MemberGenerators.restored(members.seeds, arrays.get("generators"), owed)
+        log = CohortHistory(history, self.seeds, arrays["epoch"].tolist())
+        members.trained = Trained(members.cut(_state(arrays)), generators, log)
+
+
+def load(path: Any, custom_objects: Mapping[str, Any] | None) -> Kept:
+    """Reads and checks a file, and builds its model.
+
+    Raises:
+        TypeError: If `path` is no path.
+        OSError: If the file cannot be read.
+        ValueError: If it is damaged, foreign, or newer, or asks for a class that nobody named.
+    """
+    contents, place = files.read(path, KIND, VERSION), os.fspath(path)
+    about, customs = contents.about, dict(custom_objects or {})
+    with _refusals(place), preserved_generators(), keras_parts.safely(), keras.saving.custom_object_scope(customs):
+        _check_settings(place, about)
+        _check_parts(place, [about["model"], about["compiled"]], customs)
+        _check_shapes(place, contents)
+        return Kept(_built(about), contents.arrays["seeds"].tolist(), bool(about["exact"]), contents)
+
+
+class _Refusal(ValueError):
+    """One that is raised here, to be told apart from those of Keras."""
+
+
+@contextlib.contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Raises what building a model raises, which may be much, as one error."""
+    try:
+        yield
+    except _Refusal as error:
+        raise ValueError(str(error)) from None
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        received = f"from which no model can be built ({' '.join(str(error).split())[:120]})"
+        raise ValueError(str(_refused(path, received, "Load it under the versions that saved it"))) from error
+
+
+def _refused(path: Any, received: str, step: str) -> _Refusal:
+    return _Refusal(
+        "`path` must be a file of which this process can make the cohort again. "
+        f"Received: path={path!r}, {received}. {step}."
+    )
+
+
+def _built(about: dict) -> keras.Model:
+    model = blueprint.rebuilt(about)
+    keras_parts.set_decay_exclusions(model, about["decay_exclusions"])
+    return model
+
+
+def _check_settings(path: Any, about: dict) -> None:
+    """Raises unless Keras computes here with the numbers with which the members were trained."""
+    for name in ("floatx", "epsilon", "image_data_format"):
+        here = getattr(keras.config, name)()
+        if about[name] != here:
+            received = f"trained with keras.config.{name}() {about[name]!r}, which here is {here!r}"
+            raise _refused(path, received, f"Call `keras.config.set_{name}({about[name]!r})` first")
+
+
+def _check_parts(path: Any, config: Any, custom_objects: Mapping[str, Any]) -> None:
+    """Raises unless each class and function of a configuration is a part for models: Keras's own, or one named."""
+    for module, name, registered_name in _parts(config):
+        if keras.saving.get_registered_object(registered_name, custom_objects=dict(custom_objects)) is not None:
+            continue
+        if not _is_part_of_keras(module, name):
+            received = f"which holds {name!r} of the module {module!r}"
+            step = f"Import its module where it is registered, or pass `custom_objects={{{registered_name!r}: ...}}`"
+            raise _refused(path, received, f"{step}, if you trust the file")
+
+
+def _parts(config: Any) -> Iterator[tuple[Any, str, str]]:
+    """Yields module, name and registered name of all classes and functions in a configuration."""
+    if isinstance(config, dict) and "class_name" in config:
+        name, registered_name = str(config["class_name"]), str(config.get("registered_name") or config["class_name"])
+        if name == "function":
+            name = registered_name = str(config.get("config"))
+        if name not in VALUES:
+            yield config.get("module"), name, registered_name
+    if isinstance(config, dict | list):
+        for part in config.values() if isinstance(config, dict) else config:
+            yield from _parts(part)
+
+
+def _is_part_of_keras(module: Any, name: str) -> bool:
+    if module == "builtins":  # so Keras writes functions of its own, by name alone
+        return any(callable(getattr(place, name, None)) for place in WITH_FUNCTIONS)
+    is_keras = module == "keras" or str(module).startswith("keras.")
+    part = getattr(sys.modules.get(str(module)), name, None) if is_keras else None
+    if isinstance(part, type):
+        return issubclass(part, KINDS)
+    return part is not None and any(getattr(place, name, None) is part for place in WITH_FUNCTIONS)
+
+
+def _check_shapes(path: Any, contents: Contents) -> None:
+    """Raises unless the arrays are those of the model: it is traced for that, and no array of it is made."""
+    about, arrays = contents
+
+    def state() -> State:
+        model = _built(about)
+        keras_internals.build_like(model, _filled(about["batch"], arrays))
+        return keras_internals.read_state(model)
+
+    members, epochs = len(arrays["seeds"]), len(arrays["epoch"])
+    expected = [[((members, *v.shape), v.dtype) for v in part] for part in jax.eval_shape(state)]
+    found = [[(v.shape, v.dtype) for v in part] for part in _state(arrays)]
+    logs = [arrays[f"history/{name}"].shape[:2] == (members, epochs) for name in about["metrics"]]
+    generators = arrays.get("generators", np.empty((members, 625)))
+    if not members or expected != found or not all(logs) or generators.shape != (members, 625):
+        here = "keras {keras} and jax {jax}".format_map(files.versions())
+        received = f"whose arrays are not those that its model has under {here}"
+        raise _refused(path, received, "Load it under the versions that saved it")
+
+
+def _state(arrays: Mapping[str, np.ndarray]) -> State:
+    """Returns the states of all members, leading axis member."""
+
+    def part(name: str) -> list[np.ndarray]:
+        count = sum(each.startswith(f"state/{name}/") for each in arrays)
+        return [arrays[f"state/{name}/{i}"] for i in range(count)]
+
+    return State(*map(part, State._fields))
