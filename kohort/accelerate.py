@@ -37,12 +37,13 @@ class FallBackError(RuntimeError):
     Example:
         >>> import kohort, keras
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> model.compile(loss="mse", run_eagerly=True)
+        >>> model.compile(loss="mse")
+        >>> stop = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None)
         >>> with kohort.install(strict=True):
-        ...     model.fit(*kohort.data.xor())
+        ...     model.fit(*kohort.data.xor(), callbacks=[stop])
         Traceback (most recent call last):
             ...
-        kohort.accelerate.FallBackError: This fit cannot run compiled, because the model was compiled with ...
+        kohort.accelerate.FallBackError: This fit cannot run compiled, because the callback LambdaCallback ...
     """
 
 

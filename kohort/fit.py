@@ -256,4 +256,5 @@ def _python_reason(model: keras.Model, request: Request) -> str | None:
     streams = [f"its data are {kind}" for kind in kinds if kind]
     code = python_code.somebody_elses(model, *keras_callbacks.listed(request.callbacks))
     codes = [f"{code} is not Keras's own: each step may run it, or see what it changed"] if code else []
-    return next((f"the model was compiled with `jit_compile=False`, and {why}" for why in streams + codes), None)
+    option = "run_eagerly=True" if model.run_eagerly else "jit_compile=False"
+    return next((f"the model was compiled with `{option}`, and {why}" for why in streams + codes), None)

@@ -335,9 +335,9 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
 
 def why_keras_must_run(model: keras.Model) -> str | None:
     """Returns why this model cannot be trained by a compiled program, or None when it can."""
-    if model.run_eagerly:
+    if model.run_eagerly and not on_jax():
         return "the model was compiled with `run_eagerly=True`"
-    if not (on_jax() and model.jit_compile) and not all(layer.supports_jit for layer in model._flatten_layers()):
+    if (runs_op_by_op(model) or not on_jax()) and not all(layer.supports_jit for layer in model._flatten_layers()):
         return "a layer of the model does not support `jit_compile`"
     if keras.distribution.distribution() is not None:
         return "a `keras.distribution` is set"
@@ -360,7 +360,7 @@ def why_keras_must_run(model: keras.Model) -> str | None:
 
 def runs_op_by_op(model: keras.Model) -> bool:
     """Says whether Keras runs the steps as Python, each operation a program of its own."""
-    return on_jax() and not model.jit_compile
+    return on_jax() and (model.run_eagerly or not model.jit_compile)
 
 
 def overrides(model: keras.Model, method: str) -> bool:

@@ -69,6 +69,7 @@ def contents_of(members: Members, trained: Trained) -> Contents:
     rows: list[np.ndarray] = []
     states, owed = trained.generators.kept()
     arrays = {"seeds": np.asarray(members.seeds, np.uint32), "epoch": np.asarray(history.epoch, np.int64)}
+    arrays["stopped_epoch"] = np.asarray(history.stopped_epoch, np.int64)
     arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
     for part, values in members.join(trained.states)._asdict().items():
         arrays |= {f"state/{part}/{i}": array for i, array in enumerate(values)}
@@ -137,7 +138,7 @@ class Kept(NamedTuple):
             Owed(rows, np.asarray(times) if isinstance(times, list) else times) for rows, times in about["owed"]
         )
         generators = MemberGenerators.restored(members.seeds, arrays.get("generators"), owed)
-        log = CohortHistory(history, self.seeds, arrays["epoch"].tolist())
+        log = CohortHistory(history, self.seeds, arrays["epoch"].tolist(), arrays["stopped_epoch"].copy())
         members.trained = Trained(members.cut(_state(arrays)), generators, log)
 
 
@@ -244,7 +245,8 @@ def _check_shapes(path: Any, contents: Contents) -> None:
     found = [[(v.shape, v.dtype) for v in part] for part in _state(arrays)]
     logs = [arrays[f"history/{name}"].shape[:2] == (members, epochs) for name in about["metrics"]]
     generators = arrays.get("generators", np.empty((members, 625)))
-    if not members or expected != found or not all(logs) or generators.shape != (members, 625):
+    lengths = generators.shape == (members, 625) and arrays["stopped_epoch"].shape == (members,)
+    if not members or expected != found or not all(logs) or not lengths:
         here = "keras {keras} and jax {jax}".format_map(files.versions())
         received = f"whose arrays are not those that its model has under {here}"
         raise _refused(path, received, "Load it under the versions that saved it")

@@ -44,6 +44,11 @@ def build(kind=keras.Sequential, optimizer="adam", loss="binary_crossentropy", *
     return model
 
 
+def own_error(y, p):
+    """A metric that is the user's own: where Keras runs each step as Python, it has to run this one, too."""
+    return keras.ops.abs(y - p)
+
+
 def installed(train=by_keras, **flags):
     """Returns `train` with kohort installed around it."""
 
@@ -371,7 +376,7 @@ def test_an_error_leaves_everything_as_it_was(flags, error):
 
 def test_kohort_fit_falls_back_past_the_switch():
     """One line, one count: Keras's own `fit` runs it, not the one that kohort put in its place."""
-    model = build(run_eagerly=True)
+    model = build(run_eagerly=True, weighted_metrics=[own_error])
     with kohort.install(), pytest.warns(kohort.FallBackWarning, match="run_eagerly") as caught:
         kohort.fit(model, X, Y, verbose=0)
 

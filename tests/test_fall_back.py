@@ -28,6 +28,11 @@ def build(optimizer="adam", **options):
     return model
 
 
+def own_error(y, p):
+    """A metric that is the user's own: where Keras runs each step as Python, it has to run this one, too."""
+    return keras.ops.abs(y - p)
+
+
 def both(arguments, make=build, *, fits=1, seed=1):
     """Fits by Keras and by kohort, asserts that both leave the same, and returns the reasons that kohort gives.
 
@@ -67,9 +72,14 @@ def test_a_sparse_array():
 
 
 def test_run_eagerly():
-    reasons = both(lambda: FIT | {"epochs": 1}, lambda: build(run_eagerly=True))
+    """As with `jit_compile=False`: what is Keras's own alone runs compiled."""
+    reasons = both(lambda: FIT | {"epochs": 1}, lambda: build(run_eagerly=True, weighted_metrics=[own_error]))
 
-    assert reasons == fallen_back("the model was compiled with `run_eagerly=True`")
+    assert reasons == fallen_back(
+        "the model was compiled with `run_eagerly=True`, and `own_error` is not Keras's own: each step may run it, or "
+        "see what it changed"
+    )
+    assert both(lambda: FIT, lambda: build(run_eagerly=True)) == COMPILED
 
 
 def test_without_jit_compilation():
@@ -155,7 +165,7 @@ def test_arguments_reach_keras():
 
 
 def test_the_warning_is_one_line_that_can_be_an_error():
-    model = build(run_eagerly=True)
+    model = build(run_eagerly=True, weighted_metrics=[own_error])
     before = model.get_weights()
     with warnings.catch_warnings():
         warnings.simplefilter("error", kohort.FallBackWarning)

@@ -420,11 +420,16 @@ def test_a_plain_model_can_be_compiled():
 
 
 def test_options_that_keras_must_run():
-    assert "run_eagerly=True" in internals.why_keras_must_run(compiled(run_eagerly=True))
+    keras.config.set_max_epochs(3)
+    try:
+        assert "`keras.config` limits the epochs" in internals.why_keras_must_run(compiled())
+    finally:
+        keras.config.set_max_epochs(None)
 
 
 def test_who_runs_operation_by_operation():
     assert internals.runs_op_by_op(compiled(jit_compile=False))
+    assert internals.runs_op_by_op(compiled(run_eagerly=True))
     assert not internals.runs_op_by_op(compiled())
 
 

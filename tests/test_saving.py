@@ -167,8 +167,22 @@ def test_all_that_training_leaves_is_kept():
     assert State._fields == (
         "trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables",
     )  # fmt: skip
-    assert vars(history).keys() == {"history", "seeds", "epoch"}
+    assert vars(history).keys() == {"history", "seeds", "epoch", "stopped_epoch"}
     assert vars(cohort._members).keys() == {"template", "seeds", "exact", "blocks", "trained"}
+
+
+def test_where_members_have_stopped_is_kept(tmp_path):
+    cohort = kohort.Cohort(dense(), 5)
+    stop = keras.callbacks.EarlyStopping("loss", patience=2, min_delta=0.01)
+    x, y = kohort.data.xor()
+    cohort.fit(x, y, epochs=40, verbose=0, callbacks=[stop])
+    cohort.save(tmp_path / "stopped.kohort")
+    loaded = kohort.Cohort.load(tmp_path / "stopped.kohort")
+    assert (cohort.history.stopped_epoch >= 0).any()
+    np.testing.assert_array_equal(loaded.history.stopped_epoch, cohort.history.stopped_epoch)
+    assert loaded.history.outcome.tolist() == cohort.history.outcome.tolist()
+    again = [each.fit(x, y, epochs=3, verbose=0)["loss"] for each in (cohort, loaded)]
+    np.testing.assert_array_equal(*again)
 
 
 CONTINUES = """

@@ -314,7 +314,7 @@ def test_wrong_validation_data(name, door):
 
 @pytest.mark.parametrize("options", [{"run_eagerly": True}, {"jit_compile": False}])
 def test_a_fit_that_keras_runs_is_checked_too(options):
-    model = classifier(**options)
+    model = classifier(metrics=[mean_prediction], **options)
     with refused(ValueError, "`x` must hold finite numbers", model):
         kohort.fit(model, NAN_X, Y, verbose=0)
     with refused(ValueError, "`batch_size` must be", model):
@@ -674,7 +674,7 @@ def test_a_cohort_takes_no_stream(name, trained_cohort):
 
 
 def test_a_cohort_takes_no_model_that_only_keras_can_train():
-    cohort = kohort.Cohort(classifier(run_eagerly=True), 2)
+    cohort = kohort.Cohort(classifier(run_eagerly=True, metrics=[mean_prediction]), 2)
     with refused(TypeError, "`model` must be one whose training can be compiled. .*`run_eagerly=True`", cohort):
         cohort.fit(X, Y, verbose=0)
 
