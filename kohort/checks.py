@@ -411,7 +411,7 @@ def check_targets(model: keras.Model, y: Any, name: str = "y") -> None:
             "Pass the targets, or compile without `loss`."
         )
     for target_name, target, loss, output in _targets(name, y, model.loss, _output(model)):
-        kind = _loss_kind(loss)
+        kind = loss_kind(loss)
         shape = getattr(output, "shape", None)
         if kind == "sparsecategoricalcrossentropy":
             _check_classes(target_name, _array(target), shape, getattr(loss, "ignore_class", None))
@@ -449,7 +449,7 @@ def _part(structure: Any, key: Any, otherwise: Any) -> Any:
     return otherwise
 
 
-def _loss_kind(loss: Any) -> str:
+def loss_kind(loss: Any) -> str:
     """Returns the name of a loss of Keras, in lower case and without underscores; of any other loss, nothing."""
     if not isinstance(loss, str):
         maker = loss if hasattr(loss, "__name__") else type(loss)

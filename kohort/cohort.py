@@ -5,24 +5,34 @@ the same `compile` and the same `fit`. The room exists because one run of a smal
 of them fit into one program.
 """
 
-import numbers
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from kohort import keras_internals, notebook, saving
-from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets, received
+from kohort import notebook, saving
+from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets
 from kohort.cohort_callbacks import Listeners, check_cohort_callbacks
-from kohort.data import inputs, pass_cut, samples
+from kohort.data import inputs, inputs_of_share, pass_cut, samples
 from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
+from kohort.folds import Shares, Split, check_beside_folds, held_out_by, own_weights, shares_of, splits_of
 from kohort.history import CohortHistory
-from kohort.members import Members, Rounds
-from kohort.membership import check_cloneable, check_compilable, check_exact, check_seeds, shown, warn_of_fixed_seeds
+from kohort.members import members_of
+from kohort.membership import (
+    check_cloneable,
+    check_compilable,
+    check_exact,
+    check_members,
+    check_seeds,
+    warn_of_fixed_seeds,
+)
 from kohort.results import Results
-from kohort.template import Template, template_of
+from kohort.roster import crossed
+from kohort.rounds import Rounds
+from kohort.template import Template
+from kohort.vary import check_vary
 
 
 class Cohort(Results):
@@ -31,6 +41,11 @@ class Cohort(Results):
     Args:
         model: A built, compiled sequential or functional Keras model. It is cloned, never changed.
         seeds: An integer n for the seeds 0 to n-1, or the seeds themselves, each from 0 to 2**32 - 1.
+        vary: What differs beside the seed: the dotted path of a number that a layer, regularizer, constraint, loss or
+            the optimizer holds, to its values, one per seed. A path begins with "optimizer", "loss" or a layer's name:
+            "optimizer.learning_rate", "dropout.rate", "dense.kernel_regularizer.l2", "loss.delta". Numbers that shape
+            the network, such as units, make another cohort.
+        grid: True makes a member of every combination of values with every seed; the seeds change fastest.
         exact: False trains the members of a block in one vectorised program: initial state, dropout state and batches
             are Keras's bit for bit, trained weights to rounding. An optimizer can amplify rounding: over hundreds
             of epochs a tenth of the members or more may come to differ visibly. True trains each by itself: then all
@@ -38,7 +53,8 @@ class Cohort(Results):
 
     Raises:
         TypeError: If the model is not Keras's or the seeds are not integers.
-        ValueError: If the model is not compiled, not built or not cloneable, or seeds are out of range or repeated.
+        ValueError: If the model is not compiled, not built or not cloneable, seeds are out of range or repeated, or
+            what shall vary is no number of the model, or has too few or wrong values.
         RuntimeError: If Keras runs on another backend than JAX.
 
     Example:
@@ -50,22 +66,47 @@ class Cohort(Results):
         >>> history = cohort.fit(x, y, epochs=500, verbose=0)
         >>> history["loss"].shape, cohort.predict(x).shape
         ((16, 500), (16, 4, 1))
+        >>> sweep = kohort.Cohort(model, 8, vary={"optimizer.learning_rate": [1e-3, 1e-2]}, grid=True)
+        >>> len(sweep), {name: column[7:10].tolist() for name, column in sweep.parameters.items()}
+        (16, {'seed': [7, 0, 1], 'optimizer.learning_rate': [0.001, 0.01, 0.01]})
 
     Source:
         `keras.models.clone_model` and `keras.utils.set_random_seed` define a member; `jax.vmap`, or for the smallest
         networks `kohort.abreast`, maps the training over them.
     """
 
-    def __init__(self, model: keras.Model, seeds: int | Iterable[int], *, exact: bool = False) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        seeds: int | Iterable[int],
+        *,
+        vary: Mapping[str, Any] | None = None,
+        grid: bool = False,
+        exact: bool = False,
+    ) -> None:
         """Clones the model; nothing is trained yet."""
         check_backend("kohort.Cohort")
         check_model(model)
         check_cloneable(model)
-        self.seeds = check_seeds(seeds)
+        own_seeds = check_seeds(seeds)
+        varied = check_vary(model, vary, len(own_seeds), grid)
         self.exact = check_exact(exact)
         warn_of_fixed_seeds(model)
         self.stop_training = False
-        self._members = Members(template_of(model), self.seeds, exact)
+        if grid:
+            check_members(len(own_seeds), varied)
+            own_seeds, varied = crossed(own_seeds, varied)
+        self._members = self._without_folds = members_of(model, own_seeds, varied, self.exact)
+        self._shares = Shares()  # of the last fit
+        self._splits: list[Split] | None = None  # likewise
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The table of the members: "seed" and what else names them, each an array (member,).
+
+        `pandas.DataFrame(cohort.parameters)` shows it as a table.
+        """
+        return self._members.roster.parameters
 
     def __len__(self) -> int:
         """Returns the number of members."""
@@ -105,6 +146,9 @@ class Cohort(Results):
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: int | list[int] = 1,
+        folds: Any = None,
+        groups: Any = None,
+        bootstrap: bool = False,
     ) -> CohortHistory:
         """Trains every member as `model.fit` would; called again, it goes on from where they are.
 
@@ -114,6 +158,10 @@ class Cohort(Results):
         itself, inside the program, as they would in its own `model.fit`; they print nothing. Other callbacks see all
         members between epochs: their logs are arrays (member,), NaN where a member has stopped, and their `model` is
         the cohort, whose `stop_training = True` stops all. They cost a return to Python after each epoch.
+
+        With folds, each member is trained once for each: the first fit makes of every member as many as there are
+        folds, next to each other, of the same seed (`cohort.parameters["fold"]`). Each trains and validates on the rows
+        of its fold, as a `model.fit` on those rows does; all share one copy of the data.
 
         Args:
             x: Samples, an array (sample, ...) or a structure of them; shared by all members.
@@ -126,12 +174,17 @@ class Cohort(Results):
             validation_data: Tuple (x, y) or (x, y, sample_weight).
             shuffle: As in `kohort.fit`; each member has its own order.
             class_weight: Class number to weight.
-            sample_weight: Weights (sample,).
+            sample_weight: Weights (sample,), or each member's own: (member, sample).
             initial_epoch: Number of the first epoch.
             steps_per_epoch: Steps of one epoch.
             validation_steps: Steps of one validation.
             validation_batch_size: Samples per validation step.
             validation_freq: Validate every so many epochs, or after the epochs of a list (counted from 1).
+            folds: As scikit-learn's `cv`: a number of folds (`KFold`; `StratifiedKFold` where the loss is a
+                crossentropy of classes), a splitter, or a list of pairs (rows to train on, rows to validate on).
+            groups: The group of each sample, for splitters that take it.
+            bootstrap: Whether each member trains on as many rows as there are, drawn with replacement by
+                `sklearn.utils.resample(rows, random_state=seed)`.
 
         Returns:
             The history: a mapping from metric name to array (member, epoch), NaN after a member's stop; `outcome` and
@@ -148,9 +201,11 @@ class Cohort(Results):
             >>> model.compile(optimizer="rmsprop", loss="mse")
             >>> kohort.Cohort(model, seeds=[3, 7, 9]).fit(x, y, epochs=10, verbose=0)
             CohortHistory(3 members, 10 epochs: loss)
+            >>> kohort.Cohort(model, seeds=[3, 7, 9]).fit(x, y, epochs=10, folds=2, verbose=0)
+            CohortHistory(6 members, 10 epochs: loss, val_loss)
 
         Source:
-            `keras.Model.fit`, whose arguments and meaning are kept.
+            `keras.Model.fit`, whose arguments and meaning are kept; folds are those of scikit-learn.
         """
         recipe = Recipe(
             batch_size, epochs, validation_split, shuffle, class_weight, initial_epoch, steps_per_epoch,
@@ -159,19 +214,37 @@ class Cohort(Results):
         check_recipe(recipe, verbose)
         network = self._template.network
         check_compilable(network, x, y, sample_weight, validation_data)
-        check_data(network, x, y, sample_weight, validation_data, recipe)
+        check_beside_folds(folds, groups, bootstrap, validation_data, recipe)
+        weights = own_weights(sample_weight, x, len(self), recipe, validation_data)
+        check_data(network, x, y, sample_weight if weights is None else weights.T, validation_data, recipe)
+        splits = None if folds is None else splits_of(network, folds, x, y, groups)
+        members = self._members
+        if members.trained is None:  # as long as none is trained, each is made as many as there are folds
+            members = self._without_folds.crossed_with(splits) if splits else self._without_folds
+        members.check_folds(splits, folds)
         listed = check_cohort_callbacks(callbacks, network)
-        data = inputs(network, x, y, sample_weight, validation_data, recipe)
-        params = {
-            "epochs": epochs,
-            "steps": steps_per_epoch or data.cut.full + bool(data.cut.partial),
-            "verbose": verbose,
-        }
-        return Rounds(self._members, data, recipe, verbose, Listeners(listed, self, params), listed).train()
+        data = inputs(network, x, y, sample_weight if weights is None else weights[0], validation_data, recipe)
+        shares = shares_of(members.seeds, data.training.rows, splits, bootstrap, weights)
+        own_rows = shares.sizes(0)[0]
+        cut = data.cut if own_rows is None else inputs_of_share(data, own_rows, None, recipe, 1).cut
+        steps = steps_per_epoch or cut.full + bool(cut.partial)
+        listeners = Listeners(listed, self, {"epochs": epochs, "steps": steps, "verbose": verbose})
+        rounds = Rounds(members, data, recipe, verbose, listeners, listed, shares)
+        self._members, self._splits, self._shares = members, splits, shares
+        return rounds.train()
 
     @property
     def _template(self) -> Template:
-        return self._members.template
+        return self._members.templates[0]
+
+    def _of_members(self, program: Literal["predict", "evaluate"], cut: Any, batch: Any) -> Any:
+        """Runs a program of all members' networks, and returns what it gives: leading axis member."""
+        members, trained = self._members, self._members.need_training(program)
+        results = [
+            getattr(members.template(block).programs, program)(cut, members=not self.exact)(state, batch)
+            for block, state in zip(members.blocks, trained.states, strict=True)
+        ]
+        return members.join(results)
 
     def predict(
         self, x: Any, batch_size: int | None = None, verbose: str | int = 0, *, aggregate: Aggregate | None = None
@@ -206,14 +279,47 @@ class Cohort(Results):
         Source:
             `keras.Model.predict`.
         """
-        trained = self._members.need_training("predict")
+        self._members.need_training("predict")
         check_aggregate(aggregate)
         checked = samples(x)
         check_features(self._template.network, x)
-        cut = _prediction_cut(checked.rows, batch_size)
-        program = self._template.programs.predict(cut, members=not self.exact)
-        outputs = self._members.join([program(state, checked.batch) for state in trained.states])
+        outputs = self._of_members("predict", _prediction_cut(checked.rows, batch_size), checked.batch)
         return outputs if aggregate is None else aggregated(outputs, aggregate, self._template.network)
+
+    def predict_out_of_fold(self, x: Any, batch_size: int | None = None) -> Any:
+        """Returns what the members say of samples that they have not trained on.
+
+        Args:
+            x: The samples of the last fit, in the same order.
+            batch_size: Samples per step; 32 if not given.
+
+        Returns:
+            After a fit with folds an array (member, sample, ...), in which the members of all folds have become one:
+            each sample's output is that of the member in whose fold it was held out. After one with `bootstrap=True` an
+            array (member, sample, ...) with NaN where the member has trained on the sample. Or the model's structure of
+            them.
+
+        Raises:
+            RuntimeError: If the last fit had neither, or folds that do not hold each sample out exactly once.
+            TypeError: If `x` is not an array.
+            ValueError: If `x` does not fit the model or the last fit.
+
+        Example:
+            >>> import kohort, keras
+            >>> x, y = kohort.data.moons(100)
+            >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "sigmoid")])
+            >>> model.compile(loss="binary_crossentropy")
+            >>> cohort = kohort.Cohort(model, seeds=3)
+            >>> history = cohort.fit(x, y, folds=5, verbose=0)
+            >>> len(cohort), cohort.predict_out_of_fold(x).shape
+            (15, (3, 100, 1))
+
+        Source:
+            `sklearn.model_selection.cross_val_predict`; out-of-bag samples: Breiman (1996).
+        """
+        self._members.need_training("predict_out_of_fold")
+        held_out = held_out_by(self._splits, self._shares, x)
+        return keras.tree.map_structure(held_out, self.predict(x, batch_size))
 
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int | None = None, verbose: str | int = 0, sample_weight: Any = None
@@ -248,26 +354,28 @@ class Cohort(Results):
         Source:
             `keras.Model.evaluate` with `return_dict=True`.
         """
-        trained = self._members.need_training("evaluate")
+        self._members.need_training("evaluate")
         checked = samples(x, y, sample_weight)
         check_features(self._template.network, x)
         check_targets(self._template.network, y)
-        program = self._template.programs.evaluate(_prediction_cut(checked.rows, batch_size), members=not self.exact)
-        logs = self._members.join([program(state, checked.batch) for state in trained.states])
+        logs = self._of_members("evaluate", _prediction_cut(checked.rows, batch_size), checked.batch)
         return dict(sorted(logs.items()))
 
-    def member(self, seed: int) -> keras.Model:
-        """Returns the trained network of one seed: a plain, compiled Keras model of its own, ready to save.
+    def member(self, seed: int | None = None, *, index: int | None = None, **parameters: Any) -> keras.Model:
+        """Returns one trained network: a plain, compiled Keras model of its own, ready to save.
 
         Args:
             seed: One of `cohort.seeds`.
+            index: The number of a member, from 0 on, instead of all else.
+            **parameters: What else names the member where a seed alone does not: the value of a varied number by its
+                path, as in `cohort.member(3, **{"optimizer.learning_rate": 1e-3})`. See `cohort.parameters`.
 
         Returns:
-            A `keras.Model` with the member's weights, optimizer state and metrics.
+            A `keras.Model` with the member's values, weights, optimizer state and metrics.
 
         Raises:
             RuntimeError: If the cohort is not trained.
-            ValueError: If no member has that seed.
+            ValueError: If no member is named so, or more than one.
 
         Example:
             >>> import kohort, keras
@@ -283,14 +391,7 @@ class Cohort(Results):
             `keras.models.clone_model`.
         """
         trained = self._members.need_training("member")
-        if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or int(seed) not in self.seeds:
-            raise ValueError(
-                f"`seed` must be one of the cohort's seeds ({shown(self.seeds)}). Received: {received('seed', seed)}. "
-                "See `cohort.seeds`."
-            )
-        network = self._template.member()
-        keras_internals.write_state(network, self._members.state(trained, self.seeds.index(int(seed))))
-        return network
+        return self._members.network(trained, self._members.roster.find(seed, index, **parameters))
 
     @classmethod
     def load(cls, path: Any, custom_objects: Mapping[str, Any] | None = None) -> "Cohort":

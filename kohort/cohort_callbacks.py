@@ -17,6 +17,7 @@ from keras.callbacks import EarlyStopping, LearningRateScheduler, ReduceLROnPlat
 
 from kohort import keras_callbacks, rules
 from kohort.checks import received
+from kohort.engine import State
 from kohort.fit import check_callbacks
 from kohort.progress import Interrupt
 from kohort.rules import Monitor, Places, Rule
@@ -44,6 +45,10 @@ class Guide(NamedTuple):
     def may_stop(self) -> bool:
         """Whether members may stop at different epochs."""
         return any(isinstance(rule, rules.EarlyStop | rules.Terminate) for rule in self.rules)
+
+    def current_rates(self, state: State) -> np.ndarray:
+        """Returns the learning rates (member,) in the state of one member or of several."""
+        return np.atleast_1d(state.optimizer_variables[_rate_place(self.places)])
 
     def rates(self, epochs: Iterable[int], current: np.ndarray) -> np.ndarray:
         """Returns the learning rates (..., epoch) that schedules set, given the current ones.

@@ -169,11 +169,33 @@ def inputs(model: keras.Model, x: Any, y: Any, sample_weight: Any, validation_da
     return Inputs(training, cut, *validation_inputs(validation_data, recipe, steps), build_iterator)
 
 
+def inputs_of_share(data: Inputs, training: int, validation: int | None, recipe: Recipe, steps: int) -> Inputs:
+    """Returns the inputs of a member that trains on so many of the rows, and validates on so many of the same data.
+
+    Args:
+        data: All rows, of which the member's are gathered.
+        training: Number of rows that it trains on.
+        validation: Number of rows that it validates on; None if it does on what the fit is given.
+        recipe: The recipe of the fit.
+        steps: Steps per execution.
+    """
+    data = data._replace(cut=_cut(training, recipe.batch_size, recipe.steps_per_epoch))
+    if validation is None:
+        return data
+    batch = data.training.batch
+    samples = data.training if recipe.class_weight is None else Samples(batch[:2], data.training.rows)
+    return data._replace(validation=samples, validation_cut=_validation_cut(validation, recipe, steps))
+
+
 def validation_inputs(validation_data: Any, recipe: Recipe, steps_per_execution: int) -> tuple[Samples, Cut]:
     """Converts the arrays that validate and cuts them into batches as Keras does."""
     validation = _converted(*(*validation_data, None)[:3])
+    return validation, _validation_cut(validation.rows, recipe, steps_per_execution)
+
+
+def _validation_cut(rows: int, recipe: Recipe, steps_per_execution: int) -> Cut:
     batch_size = recipe.validation_batch_size or recipe.batch_size
-    return validation, pass_cut(validation.rows, batch_size, recipe.validation_steps, steps_per_execution)
+    return pass_cut(rows, batch_size, recipe.validation_steps, steps_per_execution)
 
 
 def default_batch_size(rows: int, batch_size: int | None, steps: int | None) -> int:
@@ -231,9 +253,14 @@ class BatchOrder:
         return self.is_plain and bool(self.shuffle) and self.cut.full + bool(self.cut.partial) == 1
 
     @property
+    def row_type(self) -> np.dtype:
+        """The type of row numbers."""
+        return np.min_scalar_type(self.cut.rows)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of row numbers that one epoch of one member carries."""
-        return self.cut.rows * np.min_scalar_type(self.cut.rows).itemsize if self.carries_rows else 0
+        return self.cut.rows * self.row_type.itemsize if self.carries_rows else 0
 
     @property
     def carries_rows(self) -> bool:
@@ -252,7 +279,7 @@ class BatchOrder:
 
     def room(self, *axes: int) -> np.ndarray:
         """Returns room for row numbers: `axes`, the last of which is epoch, and one axis more, row."""
-        return engine.room((*axes, self.cut.rows), np.min_scalar_type(self.cut.rows))
+        return engine.room((*axes, self.cut.rows), self.row_type)
 
     def draw(self, count: int, capacity: int, generator: Any = np.random, room: np.ndarray | None = None) -> Schedule:
         """Draws the next `count` epochs into arrays with room for `capacity`.

@@ -80,6 +80,7 @@ class Schedule(NamedTuple):
     partial: Int[Array | np.ndarray, " epoch"] | None = None  # partial batches of the epoch, 0 or 1; None: as cut
     validates: Bool[Array | np.ndarray, " epoch"] | None = None  # whether validation follows; None: always
     resets: Bool[Array | np.ndarray, " epoch"] | None = None  # whether the metrics begin anew; None: always
+    validation_rows: UInt[Array | np.ndarray, "*member row"] | None = None  # rows that validate; None: as they come
 
 
 def take(samples: Any, rows: Any) -> Any:
@@ -200,7 +201,7 @@ def epoch_function(
     options: dict[str, Any] = {} if around is None else {"around": around}
 
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, e: Any, unknown: Unknown) -> tuple:
-        rows, full, partial, _, resets = (None if part is None else part[e] for part in schedule)
+        rows, full, partial, _, resets = (None if part is None else part[e] for part in schedule[:5])
         state, logs = run_pass(
             functions, functions.train_step, state, samples, cut, unknown, rows, full, partial, resets, **options
         )
@@ -209,7 +210,8 @@ def epoch_function(
         pass_cut = validation_cut
 
         def validate(state: State) -> tuple:
-            return run_pass(functions, functions.test_step, state, validation, pass_cut, unknown)
+            rows = schedule.validation_rows
+            return run_pass(functions, functions.test_step, state, validation, pass_cut, unknown, rows)
 
         def skip(state: State) -> tuple:
             return state, zeros_like_result(validate, state)[1]
@@ -426,34 +428,50 @@ def abreast_program(functions: Functions, cut: Cut, validation_cut: Cut | None, 
 
         of_all = functions._replace(
             train_step=lifted(functions.train_step, -1, None if schedule.rows is None else -1),
-            test_step=lifted(functions.test_step, -1, None),
+            test_step=lifted(functions.test_step, -1, None if schedule.validation_rows is None else -1),
             reset_metrics=lifted(functions.reset_metrics, -1),
             results=lifted(functions.results, -1, -1),
         )
-        rows = None if schedule.rows is None else jnp.moveaxis(schedule.rows, 0, -1)
+        own = {name: getattr(schedule, name) for name in ("rows", "validation_rows")}
+        own = {name: None if rows is None else jnp.moveaxis(rows, 0, -1) for name, rows in own.items()}
         epochs = epochs_program(of_all, cut, validation_cut, capacity)
         state = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), state)
-        trained = epochs(state, samples, validation, schedule._replace(rows=rows), count)
+        trained = epochs(state, samples, validation, schedule._replace(**own), count)
         return jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), trained)
 
     return run
 
 
-def members_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
-    """Returns `epochs_program` for a block of members: side by side where that is faster, else mapped over them."""
+def members_program(
+    functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int, own: tuple = (None, None)
+) -> Callable:
+    """Returns `epochs_program` for a block of members: side by side where that is faster, else mapped over them.
+
+    Members that have parts of the samples for themselves, `own` as in `over_members`, are not put side by side.
+    """
+    cuts = functions, cut, validation_cut, capacity
+    mapped = over_members(epochs_program(*cuts), *own)
 
     def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
+        if own != (None, None) or jax.default_backend() != "cpu":
+            return mapped(state, samples, validation, schedule, count)
         member = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state)
         size = cut.batch_size if cut.full else cut.partial
         batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), samples)
-        is_abreast = jax.default_backend() == "cpu" and suits(jax.make_jaxpr(functions.train_step)(member, batch))
-        program = abreast_program if is_abreast else lambda *cuts: over_members(epochs_program(*cuts))
-        return program(functions, cut, validation_cut, capacity)(state, samples, validation, schedule, count)
+        is_abreast = suits(jax.make_jaxpr(functions.train_step)(member, batch))
+        program = abreast_program(*cuts) if is_abreast else mapped
+        return program(state, samples, validation, schedule, count)
 
     return run
 
 
-def over_members(run: Callable) -> Callable:
-    """Maps a training program over members: state and row numbers have a leading member axis, all else is shared."""
-    shared_schedule = Schedule(rows=0, full=None, partial=None, validates=None)  # type: ignore[arg-type]
-    return jax.vmap(run, in_axes=(0, None, None, shared_schedule, None))
+# Of a schedule, each member of a block has its own row numbers.
+OWN_SCHEDULE = Schedule(rows=0, validation_rows=0)  # type: ignore[arg-type]
+
+
+def over_members(run: Callable, samples: Any = None, validation: Any = None) -> Callable:
+    """Maps a training program over members: state and row numbers have a leading member axis, all else is shared.
+
+    Of the samples, those parts have one where `samples` and `validation` hold a 0, such as weights: (None, None, 0).
+    """
+    return jax.vmap(run, in_axes=(0, samples, validation, OWN_SCHEDULE, None))

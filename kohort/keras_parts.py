@@ -62,24 +62,42 @@ def compile_options(model: keras.Model) -> dict[str, Any]:
 
 
 def compile_like(clone: keras.Model, model: keras.Model) -> None:
-    """Compiles `clone`, a model of the same form, as `model` was, with an optimizer and metrics of its own."""
+    """Compiles `clone`, a model of the same form, as `model` was, with an optimizer, losses and metrics of its own."""
     clone.compile(**own_options(model))
     set_decay_exclusions(clone, decay_exclusions(model))  # no configuration tells it
 
 
 def own_options(model: keras.Model) -> dict[str, Any]:
-    """Returns the arguments with which the model was compiled, with an optimizer and metrics of one's own."""
+    """Returns the arguments with which the model was compiled, with an optimizer, losses and metrics of one's own."""
 
     def own(part: Any) -> Any:
-        if not isinstance(part, keras.optimizers.Optimizer | keras.metrics.Metric):
-            return part
-        config = part.get_config()
-        rate = getattr(part, "_learning_rate", None)
-        if rate is not None and not isinstance(rate, keras.Variable):
-            config["learning_rate"] = rate  # a schedule or a function: it has no state, and may have no configuration
-        return type(part).from_config(config)
+        has_own = isinstance(part, keras.optimizers.Optimizer | keras.losses.Loss | keras.metrics.Metric)
+        return own_part(part) if has_own else part
 
     return {name: tree.map_structure(own, value) for name, value in compile_options(model).items()}
+
+
+def own_part(part: Any) -> Any:
+    """Returns an optimizer, loss, metric or layer like this one, in the state in which it begins."""
+    if isinstance(part, keras.losses.Loss):
+        own = _twin(part)
+        if _arguments(own):
+            own._fn_kwargs = dict(own._fn_kwargs)
+        return own
+    config = part.get_config()
+    rate = getattr(part, "_learning_rate", None)
+    if rate is not None and not isinstance(rate, keras.Variable):
+        # A schedule or a function: it has no state, and may have no configuration.
+        is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+        config["learning_rate"] = _twin(rate) if is_schedule else rate
+    return type(part).from_config(config)
+
+
+def _twin(part: Any) -> Any:
+    """Returns a shallow copy. `copy.copy` would ask for the configuration, of which some parts do not tell all."""
+    twin = object.__new__(type(part))
+    twin.__dict__.update(part.__dict__)
+    return twin
 
 
 def decay_exclusions(model: keras.Model) -> dict:
@@ -87,15 +105,15 @@ def decay_exclusions(model: keras.Model) -> dict:
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-    flags = [optimizer._var_key(variable) in excluded for variable in model.variables]
-    return {"variables": flags, "pattern": None if pattern is None else pattern.pattern}
+    flags = [optimizer._var_key(weight) in excluded for weight in model.weights]
+    return {"weights": flags, "pattern": None if pattern is None else pattern.pattern}
 
 
 def set_decay_exclusions(model: keras.Model, exclusions: dict) -> None:
     """Excludes from weight decay what `decay_exclusions` told of a model of the same form."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    pairs = zip(model.variables, exclusions["variables"], strict=True)
-    optimizer._exclude_from_weight_decay = {optimizer._var_key(variable) for variable, flag in pairs if flag}
+    pairs = zip(model.weights, exclusions["weights"], strict=True)
+    optimizer._exclude_from_weight_decay = {optimizer._var_key(weight) for weight, flag in pairs if flag}
     pattern = exclusions["pattern"]
     optimizer._exclude_from_weight_decay_pattern = None if pattern is None else re.compile(pattern)
 
@@ -226,3 +244,57 @@ def _is_keras_own(part: Any) -> bool:
     found = getattr(sys.modules.get(named.__module__), named.__name__, None)
     wrapped = [getattr(part, name, None) for name in ("fn", "_fn")]
     return named.__module__.startswith("keras.") and found is named and all(map(_is_keras_own, wrapped))
+
+
+# --- the numbers that parts hold --------------------------------------------------------------------------------------
+
+MISSING = object()
+
+
+def root(model: keras.Model, name: str) -> Any:
+    """Returns the optimizer, the loss or a layer of a compiled model by its name, or `MISSING`."""
+    if name == "optimizer":
+        return model.optimizer
+    if name == "loss":
+        return compile_options(model)["loss"]
+    return next((layer for layer in model.layers if layer.name == name), MISSING)
+
+
+def held(part: Any, name: str) -> Any:
+    """Returns what a part holds under a name that its maker would use, or `MISSING`."""
+    if isinstance(part, keras.Model) and any(layer.name == name for layer in part.layers):
+        return part.get_layer(name)
+    if isinstance(part, keras.optimizers.Optimizer) and name == "learning_rate":
+        inner: Any = getattr(part, "inner_optimizer", part)
+        return inner._learning_rate
+    if isinstance(part, dict):
+        return part.get(name, MISSING)
+    if isinstance(part, list | tuple):
+        return part[int(name)] if name.isdecimal() and int(name) < len(part) else MISSING
+    return _arguments(part).get(name, MISSING if name.startswith("_") else getattr(part, name, MISSING))
+
+
+def hold(part: Any, name: str, value: Any) -> None:
+    """Lets a part hold another number under a name."""
+    if name in _arguments(part):
+        part._fn_kwargs[name] = value
+        if name not in vars(part):
+            return
+    setattr(part, name, value)
+
+
+def can_hold(part: Any, name: str) -> bool:
+    """Says whether a number can be put there: what a part only computes from others cannot."""
+    computed = getattr(type(part), name, None)
+    return name in _arguments(part) or not isinstance(computed, property) or computed.fset is not None
+
+
+def floats_of(part: Any) -> list[str]:
+    """Returns the names under which a part holds numbers that are not whole."""
+    candidates = {**getattr(part, "__dict__", {}), **_arguments(part)}
+    return sorted(name for name, value in candidates.items() if not name.startswith("_") and isinstance(value, float))
+
+
+def _arguments(part: Any) -> dict:
+    """Returns the arguments that a loss of Keras keeps for the function that it wraps."""
+    return getattr(part, "_fn_kwargs", {}) if isinstance(part, keras.losses.Loss) else {}

@@ -5,10 +5,11 @@ to do. The room exists so that `Cohort` reads as what it does, not as what it re
 """
 
 import itertools
+import math
 import numbers
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -69,6 +70,16 @@ def _check_each_seed(seeds: list) -> tuple[int, ...]:
     return tuple(int(s) for s in seeds)
 
 
+def check_members(seeds: int, varied: Mapping[str, np.ndarray]) -> None:
+    """Raises if a grid has more members than one cohort holds."""
+    sizes = [seeds, *(len(values) for values in varied.values())]
+    if math.prod(sizes) > MOST_MEMBERS:
+        raise ValueError(
+            f"`grid` must be of at most {MOST_MEMBERS} members. Received: {' x '.join(map(str, sizes))} "
+            f"= {math.prod(sizes)} members. Make several cohorts of it."
+        )
+
+
 def check_exact(exact: Any) -> bool:
     """Returns whether the members are to be exact, or raises."""
     if not isinstance(exact, bool | np.bool):
@@ -125,8 +136,3 @@ def check_compilable(network: keras.Model, x: Any, y: Any, sample_weight: Any, v
             f"`model` must be one whose training can be compiled. Received: model={network.name!r}, where {reason}. "
             "Compile it with the default options, or train members one by one with `kohort.fit`."
         )
-
-
-def shown(seeds: tuple[int, ...]) -> str:
-    """Returns the seeds for a message, the middle of many left out."""
-    return ", ".join(map(str, seeds)) if len(seeds) <= 6 else f"{seeds[0]}, {seeds[1]}, ..., {seeds[-1]}"

@@ -15,7 +15,7 @@ from jax import lax
 
 from kohort import engine, keras_internals, python_code, remote, rules
 from kohort.data import Inputs
-from kohort.engine import Cut, Pace, Schedule, Unknown
+from kohort.engine import Cut, Functions, Pace, Schedule, Unknown
 from kohort.remote import RemotePrograms
 from kohort.rules import Rule
 
@@ -25,9 +25,9 @@ class Programs:
 
     spends = True  # whether a call may use up the state that it is given
 
-    def __init__(self, model: keras.Model) -> None:
-        """Holds the model weakly; nothing is traced yet."""
-        self._functions = keras_internals.functions(model).traced_once()
+    def __init__(self, model: keras.Model, functions: Functions | None = None) -> None:
+        """Holds the model weakly; nothing is traced yet. Its steps may be given, by somebody who adds to them."""
+        self._functions = (functions or keras_internals.functions(model)).traced_once()
         self._marker = keras_internals.compile_marker(model)
         self._settings = settings_of(model)
         self._made: dict[tuple, Any] = {}
@@ -37,26 +37,45 @@ class Programs:
         """Says whether the model has not been compiled anew since, and its steps do what they did."""
         return self._marker is keras_internals.compile_marker(model) and self._settings == settings_of(model)
 
-    def epochs(self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False) -> Callable:
-        """Returns the training program for one member, or for a block of them."""
+    def epochs(
+        self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False, own: tuple = (None, None)
+    ) -> Callable:
+        """Returns the training program for one member, or for a block of them.
+
+        Args:
+            cut: How the samples are cut into batches.
+            validation_cut: Likewise for those that validate.
+            capacity: The most epochs of a call.
+            members: Whether it is for a block.
+            own: Which parts of samples and validation samples each member has for itself; see `engine.over_members`.
+        """
 
         def make() -> Callable:
-            program = engine.members_program if members else engine.epochs_program
-            return engine.training_call(program(self._functions, cut, validation_cut, capacity))
+            if members:
+                run = engine.members_program(self._functions, cut, validation_cut, capacity, own)
+            else:
+                run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
+            return engine.training_call(run)
 
-        return self._once((cut, validation_cut, capacity, members), make)
+        return self.once((cut, validation_cut, capacity, members, own), make)
 
     def guided(
-        self, cut: Cut, validation_cut: Cut | None, capacity: int, followed: tuple[Rule, ...], members: bool
+        self,
+        cut: Cut,
+        validation_cut: Cut | None,
+        capacity: int,
+        followed: tuple[Rule, ...],
+        members: bool,
+        own: tuple = (None, None),
     ) -> Callable:
-        """Returns the training program that follows rules, for one member, or for a block of them."""
+        """Returns the training program that follows rules, for one member, or for a block of them; `own` as above."""
 
         def make() -> Callable:
             either = rules.both if members else lax.cond
             run = rules.guided_program(self._functions, cut, validation_cut, capacity, followed, either)
-            return engine.training_call(rules.over_members(run) if members else run)
+            return engine.training_call(rules.over_members(run, *own) if members else run)
 
-        return self._once(("guided", cut, validation_cut, capacity, followed, members), make)
+        return self.once(("guided", cut, validation_cut, capacity, followed, members, own), make)
 
     def logged(self, data: Inputs, state: Any) -> dict:
         """Returns what an epoch logs, by the names of the history: shapes and types, without running it."""
@@ -69,17 +88,17 @@ class Programs:
             validation = data.validation.batch if data.validation else None
             return rules.joined(jax.eval_shape(run, state, data.training.batch, validation))
 
-        return self._once(("logged", data.cut, data.validation_cut, shapes_of(data)), make)
+        return self.once(("logged", data.cut, data.validation_cut, shapes_of(data)), make)
 
     def validation(self, cut: Cut) -> Callable:
         """Returns the program of a validation that belongs to a fit: it gives the state back, too."""
-        return self._once(
+        return self.once(
             ("validation", cut), lambda: engine.training_call(engine.validation_program(self._functions, cut))
         )
 
     def begin(self) -> Callable:
         """Returns the program that begins a pass over a stream."""
-        return self._once("begin", lambda: jax.jit(engine.begin_program(self._functions)))
+        return self.once("begin", lambda: jax.jit(engine.begin_program(self._functions)))
 
     def batches(self, step: Literal["train_step", "test_step"], capacity: int) -> Callable:
         """Returns the program that runs a step on a stack of batches; it uses up the state that it is given."""
@@ -88,17 +107,17 @@ class Programs:
             run = engine.batches_program(self._functions, getattr(self._functions, step), capacity)
             return jax.jit(run, donate_argnums=0)
 
-        return self._once((step, capacity), make)
+        return self.once((step, capacity), make)
 
     def evaluate(self, cut: Cut, members: bool = False) -> Callable:
         """Returns the evaluation program."""
         run = engine.evaluate_program(self._functions, cut)
-        return self._once(("evaluate", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
+        return self.once(("evaluate", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
 
     def predict(self, cut: Cut, members: bool = False) -> Callable:
         """Returns the prediction program."""
         run = engine.predict_program(self._functions, cut)
-        return self._once(("predict", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
+        return self.once(("predict", cut, members), lambda: jax.jit(jax.vmap(run, (0, None)) if members else run))
 
     def wait(self, results: tuple, interrupt: Any) -> tuple | None:
         """Waits for what a program computes, state and logs. Returns None as soon as `interrupt` is true."""
@@ -109,9 +128,10 @@ class Programs:
 
     def pace(self, *key: Any) -> Pace:
         """Returns the measured pace of a program at some shape."""
-        return self._once(("pace", *key), Pace)
+        return self.once(("pace", *key), Pace)
 
-    def _once(self, key: Any, make: Callable) -> Any:
+    def once(self, key: Any, make: Callable) -> Any:
+        """Returns what `make` made when it was first asked for under this key."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]

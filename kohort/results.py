@@ -24,9 +24,13 @@ from kohort.survival import SurvivalCurve, survival_curve
 class Results:
     """What a trained cohort tells; `kohort.Cohort` is one."""
 
-    seeds: tuple[int, ...]
     exact: bool
     _members: Members
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each member, in the order of all arrays; a grid or folds repeat it."""
+        return self._members.seeds
 
     def best(self, metric: str = "loss") -> keras.Model:
         """Returns the member whose last recorded value of a metric is the best one.
@@ -35,7 +39,7 @@ class Results:
             metric: A metric of the history, such as "val_loss". Losses are best when low; metrics as Keras says.
 
         Returns:
-            As `member`. Of equal members, the first in the order of the seeds.
+            As `member`. Of equal members, the first in their order.
 
         Raises:
             RuntimeError: If the cohort is not trained.
@@ -53,8 +57,8 @@ class Results:
         Source:
             The choice that `keras.callbacks.ModelCheckpoint(save_best_only=True)` makes over epochs, made over members.
         """
-        self._members.need_training("best")
-        return self.member(self.best_seed(metric))
+        trained = self._members.need_training("best")
+        return self._members.network(trained, self._ranked("metric", metric, trained.history)[0])
 
     def success_rate(
         self, criterion: Criterion | None = None, /, *, confidence: float = 0.95, **bounds: float
@@ -153,7 +157,8 @@ class Results:
         Raises:
             RuntimeError: If one of them is not trained.
             TypeError: If the other is no cohort.
-            ValueError: If they share no seed, a metric is unknown or without direction, or nothing is asked.
+            ValueError: If they share no seed, or members of one share seeds, a metric is unknown or without direction,
+                or nothing is asked.
 
         Example:
             >>> import kohort, keras
@@ -185,6 +190,13 @@ class Results:
                 f"Received: by={by!r}, criterion={criterion!r}, bounds={bounds!r}. "
                 "Write for example `compare(other, loss=0.01)`."
             )
+        for cohort, seeds in ((self, ours.seeds), (other, theirs.seeds)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(
+                    "`compare` must be called with two cohorts in which a seed names a member. Received: "
+                    f"{received('cohort', cohort)}, of {len(set(seeds))} seeds. "
+                    "Make a cohort of each recipe instead of a grid or folds."
+                )
         pairs = [(i, theirs.seeds.index(seed)) for i, seed in enumerate(ours.seeds) if seed in theirs.seeds]
         if not pairs:
             raise ValueError(
@@ -212,7 +224,7 @@ class Results:
             The seed, for `member`.
 
         Raises:
-            RuntimeError, ValueError: As `best`.
+            RuntimeError, ValueError: As `best`; also if members share seeds.
 
         Example:
             >>> import kohort, keras
@@ -225,6 +237,12 @@ class Results:
             True
         """
         trained = self._members.need_training("best_seed")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                "`best_seed` must be asked of a cohort in which a seed names a member. Received: a cohort of "
+                f"{len(self.seeds)} members with {len(set(self.seeds))} seeds. Call `cohort.best({metric!r})`, or look "
+                f"for it in `cohort.parameters` beside `cohort.history.last({metric!r})`."
+            )
         return self.seeds[self._ranked("metric", metric, trained.history)[0]]
 
     def ensemble(self, top: int = 10, by: str | None = None) -> keras.Model:
@@ -240,7 +258,8 @@ class Results:
                 else "loss".
 
         Returns:
-            A compiled `keras.Model` with one layer per member, named after its seed.
+            A compiled `keras.Model` with one layer per member, named after its seed, or its number where members share
+            seeds.
 
         Raises:
             RuntimeError: If the cohort is not trained.
@@ -262,7 +281,8 @@ class Results:
             Hansen and Salamon, Neural network ensembles (1990); of seeds: Lakshminarayanan and others, Deep ensembles
             (2017).
         """
-        history = self._members.need_training("ensemble").history
+        trained = self._members.need_training("ensemble")
+        history = trained.history
         metric = ("val_loss" if "val_loss" in history else "loss") if by is None else by
         ranked = self._ranked("by", metric, history)
         if not isinstance(top, numbers.Integral) or isinstance(top, bool) or not 1 <= top <= len(ranked):
@@ -275,9 +295,10 @@ class Results:
                 f"`top` must be an integer from 1 to {len(ranked)}, the members there are{diverged}. "
                 f"Received: {received('top', top)}. Pass for example top={min(10, len(ranked))}."
             )
-        seeds = [self.seeds[i] for i in ranked[: int(top)]]
-        name = f"{self._members.template.network.name}_ensemble"
-        return averaged([self.member(seed) for seed in seeds], [f"seed_{seed}" for seed in seeds], name)
+        best, is_seed_name = ranked[: int(top)], len(set(self.seeds)) == len(self.seeds)
+        names = [f"seed_{self.seeds[i]}" if is_seed_name else f"member_{i}" for i in best]
+        networks = [self._members.network(trained, i) for i in best]
+        return averaged(networks, names, f"{self._members.templates[0].network.name}_ensemble")
 
     def summary(
         self,
@@ -311,7 +332,7 @@ class Results:
         Source:
             `keras.Model.summary`.
         """
-        self._members.template.network.summary(
+        self._members.templates[0].network.summary(
             line_length=line_length,
             positions=positions,
             print_fn=print_fn,
@@ -360,7 +381,7 @@ class Results:
             RuntimeError: If the cohort is not trained.
             TypeError: If `path` is no path.
             OSError: If the place cannot be written; what stood there is as it was.
-            ValueError: If a part of the model has no configuration.
+            ValueError: If a part of the model has no configuration, or more than the seed tells members apart.
 
         Example:
             >>> import kohort, keras
@@ -421,7 +442,7 @@ class Results:
         Source:
             What `keras.callbacks.EarlyStopping(mode="auto")` goes by.
         """
-        return keras_internals.metric_direction(self._members.template.network, metric)
+        return keras_internals.metric_direction(self._members.templates[0].network, metric)
 
     def _directions(self, metrics: Iterable[str]) -> dict[str, str | None]:
         return {name: self.direction(name) for name in metrics}

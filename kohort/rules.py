@@ -15,7 +15,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from kohort.engine import Cut, Functions, Schedule, State, Unknown, epoch_function, over_epochs, zeros_like_result
+from kohort.engine import (
+    OWN_SCHEDULE,
+    Cut,
+    Functions,
+    Schedule,
+    State,
+    Unknown,
+    epoch_function,
+    over_epochs,
+    zeros_like_result,
+)
 
 RATE = "learning_rate"
 
@@ -346,11 +356,13 @@ def both(condition: Any, do: Callable, rest: Callable, *args: Any) -> Any:
     return chosen(condition, do(*args), rest(*args))
 
 
-def over_members(run: Callable) -> Callable:
-    """Maps a guided program, made with `both`, over members: what is told is shared, but for row numbers and rates."""
-    schedule = Schedule(rows=0, full=None, partial=None, validates=None)  # type: ignore[arg-type]
+def over_members(run: Callable, samples: Any = None, validation: Any = None) -> Callable:
+    """Maps a guided program, made with `both`, over members: what is told is shared, but for row numbers and rates.
+
+    Which parts of the samples each member has for itself is told as for `engine.over_members`.
+    """
     guidance = Guidance(first_epoch=None, numbers=None, rates=0)  # type: ignore[arg-type]
-    return jax.vmap(run, in_axes=(0, None, None, schedule, None, guidance))
+    return jax.vmap(run, in_axes=(0, samples, validation, OWN_SCHEDULE, None, guidance))
 
 
 def end_training(rules: tuple[Rule, ...], course: Course, state: State) -> State:

@@ -48,12 +48,24 @@ WITH_FUNCTIONS = (keras.activations, keras.losses, keras.metrics, keras.ops)
 def save(path: Any, members: Members, trained: Trained) -> None:
     """Writes trained members to a file, in one step."""
     files.checked_target(path)  # before anything is computed
+    check_saveable(members)
     files.write(path, KIND, VERSION, contents_of(members, trained))
+
+
+def check_saveable(members: Members) -> None:
+    """Raises if more than the seed tells the members apart: a file holds nothing of that yet."""
+    beside = [name for name in members.roster.parameters if name != "seed"]
+    if beside:
+        raise ValueError(
+            "`cohort.save` must be called on a cohort whose members differ by their seeds only (so far). "
+            f"Received: members that differ by {', '.join(map(repr, beside))}, too. "
+            "Save single members, `cohort.member(index=...)`, as `.keras` files."
+        )
 
 
 def contents_of(members: Members, trained: Trained) -> Contents:
     """Returns all that the members are, as values and arrays."""
-    template, history = members.template, trained.history
+    template, history = members.templates[0], trained.history
     rows: list[np.ndarray] = []
     states, owed = trained.generators.kept()
     arrays = {"seeds": np.asarray(members.seeds, np.uint32), "epoch": np.asarray(history.epoch, np.int64)}
@@ -120,7 +132,7 @@ class Kept(NamedTuple):
         """Makes these members the trained ones of the file."""
         about, arrays = self.contents
         batch = _filled(about["batch"], arrays)
-        members.template = members.template.built_like(batch, about["metric_names"])
+        members.templates = [members.templates[0].built_like(batch, about["metric_names"])]
         history = {name: arrays[f"history/{name}"].copy() for name in about["metrics"]}
         owed = tuple(
             Owed(rows, np.asarray(times) if isinstance(times, list) else times) for rows, times in about["owed"]

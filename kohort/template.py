@@ -8,9 +8,9 @@ model, not once per cohort.
 import random
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from kohort import keras_internals, keras_parts, rounding
 from kohort.data import Inputs
 from kohort.engine import State
 from kohort.programs import Programs
+from kohort.vary import Kind, VariedPrograms, set_values
 
 
 def generator_states() -> tuple:
@@ -43,9 +44,9 @@ def preserved_generators() -> Iterator[None]:
 class Template:
     """A clone of the model whose variables stand in for those of every member, with its compiled programs."""
 
-    def __init__(self, model: keras.Model) -> None:
-        """Clones the model and counts the seeds that a clone draws."""
-        self.draws = 0
+    def __init__(self, model: keras.Model, paths: tuple[str, ...] = ()) -> None:
+        """Clones the model and counts the seeds that a clone draws; the numbers at the paths are each member's own."""
+        self.draws, self.paths = 0, paths
 
         def count() -> int:
             self.draws += 1
@@ -63,7 +64,7 @@ class Template:
                 "Use `keras.initializers` or a `keras.random.SeedGenerator` in that layer."
             )
         keras_parts.compile_like(self.network, model)
-        self.programs = Programs(self.network)
+        self.programs = VariedPrograms(self.network, paths) if paths else Programs(self.network)
         self._initial = jax.jit(jax.vmap(rounding.op_by_op(self._begin)))
         self._built_with: Any = None
         self._others: dict[Any, Template] = {}
@@ -77,6 +78,10 @@ class Template:
         network.optimizer.build(network.trainable_variables)
         return keras_internals.read_state(network)._replace(metrics_variables=[])
 
+    def fits(self, values: Mapping[str, np.ndarray]) -> bool:
+        """Says whether members with these values are built as the one that the programs were traced for."""
+        return not isinstance(self.programs, VariedPrograms) or self.programs.fits(values)
+
     def built_for(self, data: Inputs) -> "Template":
         """Returns a template whose losses, metrics and optimizer are built for data of this form: itself, or another.
 
@@ -89,7 +94,7 @@ class Template:
             self._built_with = jax.tree.map(lambda a: a[:1], data.training.batch)
             self._others[form] = self
         if form not in self._others:
-            self._others[form] = Template(self.network).built_for(data)
+            self._others[form] = Template(self.network, self.paths).built_for(data)
         return self._others[form]
 
     def built_like(self, batch: Any, metric_names: list[str]) -> "Template":
@@ -111,13 +116,19 @@ class Template:
         if not keras_internals.ends_with_averages(self.network):
             return state
 
-        def finalize(state: State) -> State:
-            return keras_internals.finalize(self.network, state)
+        def weights(state: State) -> list:
+            return keras_internals.finalize(self.network, state).trainable_variables
 
-        return jax.vmap(finalize)(state) if members else finalize(state)
+        of_keras = State(*state)  # without values beside, which JAX would round
+        return state._replace(trainable_variables=jax.vmap(weights)(of_keras) if members else weights(of_keras))
 
-    def initial(self, seeds: tuple[int, ...]) -> State:
-        """Returns the state that the members of a block begin with: leading axis member."""
+    def initial(self, seeds: tuple[int, ...], values: Mapping[str, np.ndarray]) -> State:
+        """Returns the state that the members of a block begin with: leading axis member.
+
+        Args:
+            seeds: The seed of each member.
+            values: Path of each varied number to its values, (member,).
+        """
         draws = np.zeros((len(seeds), self.draws), np.uint32)
         for row, seed in zip(draws, seeds, strict=True):
             generator = random.Random(seed)
@@ -126,14 +137,17 @@ class Template:
             state = self._initial(draws)
         metrics = keras_internals.read_state(self.network).metrics_variables
         stacked = [jnp.broadcast_to(value, (len(seeds), *value.shape)) for value in metrics]
-        return state._replace(metrics_variables=stacked)
+        state = state._replace(metrics_variables=stacked)
+        return self.programs.begin_with(state, values) if isinstance(self.programs, VariedPrograms) else state
 
-    def member(self) -> keras.Model:
-        """Returns a compiled, built clone whose values are still to be written."""
+    def member(self, state: State, values: dict[str, float]) -> keras.Model:
+        """Returns a member as a compiled, built model of its own."""
         with preserved_generators():
             network = keras_internals.clone(self.network)
         keras_parts.compile_like(network, self.network)
+        set_values(network, values)
         keras_internals.build_like(network, self._built_with)
+        keras_internals.write_state(network, state)
         return network
 
 
@@ -141,14 +155,42 @@ def _form(batch: Any) -> tuple:
     return jax.tree.structure(batch), *((a.shape[1:], a.dtype) for a in jax.tree.leaves(batch))
 
 
-_templates: "weakref.WeakKeyDictionary[keras.Model, tuple[Any, Template]]" = weakref.WeakKeyDictionary()
+class Known(NamedTuple):
+    """The templates of one model as it is configured and compiled."""
+
+    marker: Any
+    configurations: tuple[str, str]
+    templates: dict[Kind, Template]
 
 
-def template_of(model: keras.Model) -> Template:
-    """Returns the template of the model; a new one when its configuration or how it is compiled has changed."""
+_templates: "weakref.WeakKeyDictionary[keras.Model, Known]" = weakref.WeakKeyDictionary()
+
+
+def template_of(model: keras.Model, kind: Kind, values: Mapping[str, np.ndarray]) -> Template:
+    """Returns the template of the model; a new one when its configuration or how it is compiled has changed.
+
+    Args:
+        model: A compiled model.
+        kind: Which numbers are each member's own.
+        values: The values of all varied numbers in the members of this kind.
+    """
     marker = keras_internals.compile_marker(model)
-    key = (repr(model.get_config()), repr(model.optimizer.get_config()))
+    configurations = (repr(model.get_config()), repr(model.optimizer.get_config()))
     known = _templates.get(model)
-    if known is None or known[0][0] is not marker or known[0][1:] != key:
-        known = _templates[model] = ((marker, *key), Template(model))
-    return known[1]
+    if known is None or known.marker is not marker or known.configurations != configurations:
+        known = _templates[model] = Known(marker, configurations, {})
+    template = known.templates.get(kind)
+    if template is None or not template.fits(values):
+        template = known.templates[kind] = Template(_like(model, values), kind.own)
+    return template
+
+
+def _like(model: keras.Model, values: Mapping[str, np.ndarray]) -> keras.Model:
+    """Returns the model, or where values are given a copy that is made with those of the first member."""
+    if not values:
+        return model
+    with preserved_generators():
+        copy = keras_internals.clone(model)
+    keras_parts.compile_like(copy, model)
+    set_values(copy, {path: float(of_members[0]) for path, of_members in values.items()})
+    return copy

@@ -23,6 +23,8 @@ TRAINING = "tests/test_training.py::"
 STREAM = "tests/test_stream.py::"
 PROMISES = "tests/test_promises.py::"
 ENGINE = "tests/test_engine.py::"
+VARY = "tests/test_vary.py::"
+FOLDS = "tests/test_folds.py::"
 ENSEMBLE = "tests/test_ensemble.py::"
 FILES = "tests/test_files.py::"
 SAVING = "tests/test_saving.py::"
@@ -76,8 +78,8 @@ FAULTS = [
     Fault(
         "validation-steps-ignored",
         "kohort/data.py",
-        "pass_cut(validation.rows, batch_size, recipe.validation_steps, steps_per_execution)",
-        "pass_cut(validation.rows, batch_size)",
+        "pass_cut(rows, batch_size, recipe.validation_steps, steps_per_execution)",
+        "pass_cut(rows, batch_size)",
         (f"{ARGUMENT}[validation-steps]",),
     ),
     Fault(
@@ -198,7 +200,7 @@ FAULTS = [
     ),
     Fault(
         "owed-draw-to-build-forgotten",
-        "kohort/members.py",
+        "kohort/rounds.py",
         "return trained._replace(generators=trained.generators.owing(self.data.cut.rows, 1))",
         "return trained",
         (f"{COHORT}test_an_order_that_nobody_sees_is_drawn_when_somebody_looks",),
@@ -492,45 +494,118 @@ FAULTS = [
     Fault(
         "seed-of-the-neighbour",
         "kohort/members.py",
-        "seeds = [*self.seeds, *[self.seeds[-1]] * (blocks[-1].stop - len(self.seeds))]",
-        "seeds = [*self.seeds[1:], self.seeds[0], *[self.seeds[-1]] * (blocks[-1].stop - len(self.seeds))]",
+        "initial(tuple(self.seeds[member] for member in lanes), values)",
+        "initial(tuple(self.seeds[member - 1] for member in lanes), values)",
         (f"{COHORT}test_initial_state_is_bit_for_bit_keras[dense]",),
     ),
     Fault(
         "batch-order-of-the-neighbour",
-        "kohort/members.py",
-        "for member, its_rows in zip(own, rows, strict=False):",
-        "for member, its_rows in zip(reversed(own), rows, strict=False):",
+        "kohort/rounds.py",
+        "for of_lot, its_rows in zip(own, rows, strict=False):",
+        "for of_lot, its_rows in zip(own[::-1], rows, strict=False):",
         (f"{COHORT}test_member_is_keras_to_rounding[dense]",),
     ),
     Fault(
         "padding-leaks-into-results",
         "kohort/members.py",
-        "np.concatenate(arrays)[: len(self.seeds)]",
-        "np.concatenate(arrays)[-len(self.seeds) :]",
+        "own = [array[: len(block.members)] for",
+        "own = [array[-len(block.members) :] for",
         (f"{COHORT}test_cohort_of_many_equals_cohorts_of_one[False]",),
     ),
     Fault(
         "state-of-another-member",
         "kohort/members.py",
-        "return block if self.exact else jax.tree.map(lambda a: a[member % width], block)",
-        "return block if self.exact else jax.tree.map(lambda a: a[0], block)",
+        "jax.tree.map(lambda a: a[lane], trained.states[block])",
+        "jax.tree.map(lambda a: a[0], trained.states[block])",
         (f"{COHORT}test_member_is_keras_to_rounding[dense]",),
     ),
     Fault(
         "members-mixed",
-        "kohort/members.py",
-        "columns = lanes.scatter(list(logs), len(epochs))",
-        "columns = jax.tree.map(lambda a: a - a.mean(0) + a[:1], lanes.scatter(list(logs), len(epochs)))",
+        "kohort/rounds.py",
+        "columns = self._columns([[logs for _, logs in own] for own in of_lots], len(epochs))\n",
+        "columns = self._columns([[logs for _, logs in own] for own in of_lots], len(epochs))\n"
+        "        columns = jax.tree.map(lambda a: a - a.mean(0) + a[:1], columns)\n",
         (f"{COHORT}test_diverged_member_leaves_its_neighbours",),
     ),
     Fault(
         "second-fit-begins-anew",
-        "kohort/members.py",
+        "kohort/rounds.py",
         "if members.trained else self._begin()",
         "if not members else self._begin()",
         (f"{COHORT}test_arguments_of_fit_and_a_second_fit",),
     ),
+    # cohorts that vary and validate
+    Fault(
+        "value-of-another-member",
+        "kohort/members.py",
+        "values = {path: column[lanes] for path",
+        "values = {path: column[lanes[::-1]] for path",
+        (f"{VARY}test_member_is_keras_to_rounding[l1]",),
+    ),
+    Fault(
+        "learning-rate-of-the-model",
+        "kohort/vary.py",
+        "optimizer[place] = jnp.asarray(values[path], optimizer[place].dtype)",
+        "optimizer[place] = optimizer[place]",
+        (f"{VARY}test_member_is_keras_to_rounding[learning-rate]",),
+    ),
+    Fault(
+        "members-without-dropout-among-those-with",
+        "kohort/vary.py",
+        "v if exact else np.sign(v)",
+        "v if exact else 0 * v",
+        (f"{VARY}test_the_order_of_members_is_that_of_the_seeds_whatever_their_kind",),
+    ),
+    Fault(
+        "answers-of-one-member-for-all",
+        "kohort/number.py",
+        "if (answers != first).any():",
+        "if not answers.size:",
+        (f"{VARY}test_what_python_must_know_is_refused_unless_each_value_is_compiled",),
+    ),
+    Fault(
+        "numbers-stay-in-the-layers",
+        "kohort/number.py",
+        "for part, number in zip(parts, kept, strict=True):",
+        "for part, number in zip(parts, kept[:0], strict=False):",
+        (f"{VARY}test_going_on_and_the_model_left_alone",),
+    ),
+    Fault(
+        "trains-on-the-rows-of-another-fold",
+        "kohort/rounds.py",
+        "self.shares.training[lot.members[number]]\n        room",
+        "self.shares.training[lot.members[number] - 1]\n        room",
+        (f"{FOLDS}test_exact_member_is_bit_for_bit_keras_on_its_rows[shuffled]",),
+    ),
+    Fault(
+        "validates-on-the-first-rows",
+        "kohort/rounds.py",
+        "validation_rows=self._validation_rows(lot, block))",
+        "validation_rows=None)",
+        (f"{FOLDS}test_exact_member_is_bit_for_bit_keras_on_its_rows[shuffled]",),
+    ),
+    Fault(
+        "weights-of-another-member",
+        "kohort/rounds.py",
+        "weights = self.shares.weights[lot.members[block.members]]",
+        "weights = self.shares.weights[lot.members[block.members[::-1]]]",
+        (f"{FOLDS}test_each_member_with_weights_of_its_own[False-None]",),
+    ),
+    Fault(
+        "all-draw-the-same-bootstrap",
+        "kohort/folds.py",
+        "random_state=seed))",
+        "random_state=0))",
+        (f"{FOLDS}test_bootstrap_is_keras_on_rows_drawn_by_the_seed",),
+    ),
+    Fault(
+        "out-of-fold-by-one-who-has-seen-it",
+        "kohort/folds.py",
+        "return by_fold[:, fold_of, ",
+        "return by_fold[:, fold_of - 1, ",
+        (f"{FOLDS}test_out_of_fold_predictions_are_those_of_the_member_that_has_not_seen_the_sample",),
+    ),
+    # cohorts, afterwards
     Fault(
         "diverged-members-count-as-solved",
         "kohort/history.py",
@@ -571,8 +646,8 @@ FAULTS = [
     Fault(
         "ensemble-of-the-worst",
         "kohort/results.py",
-        "for i in ranked[: int(top)]]",
-        "for i in ranked[-int(top) :]]",
+        "best, is_seed_name = ranked[: int(top)]",
+        "best, is_seed_name = ranked[-int(top) :]",
         (f"{ENSEMBLE}test_the_best_members_are_taken",),
     ),
     Fault(
@@ -691,9 +766,9 @@ FAULTS = [
     ),
     Fault(
         "stopped-members-draw-on",
-        "kohort/members.py",
-        "for member in np.flatnonzero(is_short).tolist():",
-        "for member in []:",
+        "kohort/rounds.py",
+        "for number in np.flatnonzero(is_short[lot.members]).tolist():",
+        "for number in []:",
         (f"{CALLBACKS}test_exact_members_are_guided_as_by_keras_bit_for_bit[patience]",),
     ),
     Fault(

@@ -185,7 +185,7 @@ def test_permuted_seeds_permute_results():
 @pytest.mark.parametrize("exact", [True, False])
 def test_cohort_of_many_equals_cohorts_of_one(exact):
     many = trained(range(10), exact=exact)
-    for seed in (0, 7):
+    for seed in (0, 7, 8):
         one = trained([seed], exact=exact)
         np.testing.assert_allclose(many.history["loss"][seed], one.history["loss"][0], rtol=1e-6)
 

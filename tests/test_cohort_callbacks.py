@@ -14,7 +14,7 @@ from oracle import by_keras, differences
 from test_promises import compilations
 
 import kohort
-from kohort import members
+from kohort import rounds
 from kohort.history import Outcome
 
 RNG = np.random.default_rng(1)
@@ -117,8 +117,8 @@ CASES = {
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_exact_members_are_guided_as_by_keras_bit_for_bit(case, monkeypatch):
-    monkeypatch.setattr(members, "STOPPING_ROUND_SECONDS", 100.0)  # members stop in the middle of a round
-    monkeypatch.setattr(members, "ROUND_SECONDS", 100.0)
+    monkeypatch.setattr(rounds, "STOPPING_ROUND_SECONDS", 100.0)  # members stop in the middle of a round
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 100.0)
     make, arguments, network, options = case
     fits = [lambda: FIT | arguments | {"callbacks": make()}, lambda: FIT | {"epochs": 2}]
     model = compiled(network(), **options)
@@ -176,12 +176,12 @@ def test_members_are_guided_as_by_keras_to_rounding():
 def test_stopped_members_leave_their_lanes_and_change_no_bit(monkeypatch):
     stayed, history = smooth(40)
     moves = []
-    move, drop = members.Lanes.move, members.Lanes.drop
-    monkeypatch.setattr(members.Lanes, "move", lambda lanes, width: (moves.append(width), move(lanes, width)))
-    monkeypatch.setattr(members.Lanes, "drop", lambda lanes: (moves.append("drop"), drop(lanes)))
-    monkeypatch.setattr(members.Rounds, "_seconds", lambda rounds, packing, now: packing.blocks * packing.width)
-    monkeypatch.setattr(members.Rounds, "_first_call", lambda rounds, width: rounds.pace)
-    monkeypatch.setattr(members, "STOPPING_ROUND_SECONDS", 1e-6)
+    move, drop = rounds.Lanes.move, rounds.Lanes.drop
+    monkeypatch.setattr(rounds.Lanes, "move", lambda lanes, width: (moves.append(width), move(lanes, width)))
+    monkeypatch.setattr(rounds.Lanes, "drop", lambda lanes: (moves.append("drop"), drop(lanes)))
+    monkeypatch.setattr(rounds.Rounds, "_seconds", lambda fit, packings, now: sum(p.blocks * p.width for p in packings))
+    monkeypatch.setattr(rounds.Rounds, "_first_call", lambda fit, lot, width: fit.pace)
+    monkeypatch.setattr(rounds, "STOPPING_ROUND_SECONDS", 1e-6)
     moved, again = smooth(40)
     assert len(moves) > 3
     for metric in history:

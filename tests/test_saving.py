@@ -168,7 +168,11 @@ def test_all_that_training_leaves_is_kept():
         "trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables",
     )  # fmt: skip
     assert vars(history).keys() == {"history", "seeds", "epoch", "stopped_epoch"}
-    assert vars(cohort._members).keys() == {"template", "seeds", "exact", "blocks", "trained"}
+    # Blocks and places follow from the seeds; more than these a roster has only where `save` refuses it.
+    assert vars(cohort._members).keys() == {
+        "templates", "roster", "exact", "wide_blocks", "blocks", "_places", "trained", "single",
+    }  # fmt: skip
+    assert cohort._members.roster._fields == ("seeds", "varied", "kinds", "folds")
 
 
 def test_where_members_have_stopped_is_kept(tmp_path):
@@ -325,7 +329,7 @@ def huge(about, arrays):
     layer(about)["config"]["units"] = 10**12
     del about["model"]["build_config"], about["model"]["config"]["build_input_shape"]
     about["model"]["config"]["layers"] = about["model"]["config"]["layers"][:2]
-    about["decay_exclusions"]["variables"] = [False] * 2
+    about["decay_exclusions"]["weights"] = [False] * 2
 
 
 def other_type(about, arrays):

@@ -44,7 +44,7 @@ def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
 def features_of_members(cohort: Any, x: Any, features: Any, fixed: Any) -> int:
     """Returns how many features the members take: what the samples have, or a member says."""
     is_asked = x is None and (features is not None or fixed is not None)
-    return features_of(cohort.member(cohort.seeds[0]) if is_asked else None, x)
+    return features_of(cohort.member(index=0) if is_asked else None, x)
 
 
 def answers_of_members(cohort: Any, plane: dict) -> np.ndarray:

@@ -1,0 +1,177 @@
+"""Callbacks where members differ by more than their seeds: each is guided as in its own `model.fit` on its own rows."""
+
+import keras
+import numpy as np
+import pytest
+import sklearn.model_selection as splitters
+from keras import layers
+from keras.callbacks import EarlyStopping, LearningRateScheduler, ReduceLROnPlateau
+from oracle import by_keras, differences
+from test_wrong_input import refused
+
+import kohort
+from kohort import rounds
+
+RNG = np.random.default_rng(5)
+X = RNG.normal(size=(43, 2)).astype("float32")
+Y = (X[:, 0] * X[:, 1] > 0).astype("float32")
+WEIGHTS = RNG.uniform(0.2, 2, size=(2, 43)).astype("float32")
+FIT = {"epochs": 12, "batch_size": 8}
+
+
+def build(rate=0.05, dropout=0.2):
+    stack = [layers.Dense(6, "tanh"), layers.BatchNormalization(), layers.Dropout(dropout, name="dropout")]
+    model = keras.Sequential([keras.Input((2,)), *stack, layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(rate), "mse")
+    return model
+
+
+def stops():
+    return [
+        ReduceLROnPlateau("loss", factor=0.5, patience=1),
+        EarlyStopping("loss", patience=2, min_delta=0.004, restore_best_weights=True),
+    ]
+
+
+def scheduled():
+    return [LearningRateScheduler(lambda epoch, rate: rate * 0.9), EarlyStopping("loss", patience=2, min_delta=0.004)]
+
+
+def keras_run(seed, *fits, rate=0.05, dropout=0.2):
+    """The definition of a member."""
+    model = build(rate, dropout)
+    keras.utils.set_random_seed(seed)
+    clone = keras.models.clone_model(model)
+    clone.compile(keras.optimizers.Adam(rate), "mse")
+    return clone, [by_keras(clone, verbose=0, **(FIT | fit | {"callbacks": fit["callbacks"]()})) for fit in fits][-1]
+
+
+def values(model):
+    return [np.asarray(v.value) for v in [*model.variables, *model.optimizer.variables, *model.metrics_variables]]
+
+
+def assert_member_is(cohort, index, model, history):
+    assert differences(values(model), values(cohort.member(index=index))) == []
+    for metric, column in history.history.items():
+        own = cohort.history[metric][index]
+        np.testing.assert_array_equal(np.float32(column), own[: len(column)])
+        assert np.isnan(own[len(column) :]).all()
+
+
+@pytest.mark.parametrize("callbacks", [stops, scheduled])
+def test_exact_members_of_folds_are_guided_as_by_keras(callbacks):
+    """Of 43 rows three folds are of two sizes."""
+    cohort = kohort.Cohort(build(), [3, 8], exact=True)
+    for _ in range(2):
+        history = cohort.fit(X, Y, verbose=0, folds=3, callbacks=callbacks(), **FIT)
+    assert len(set(history.stopped_epoch)) > 2
+    splits = list(splitters.KFold(3).split(X))
+    for index in (0, 1, 5):
+        training, validation = splits[index % 3]
+        own = {"x": X[training], "y": Y[training], "validation_data": (X[validation], Y[validation])}
+        fit = own | {"callbacks": callbacks}
+        assert_member_is(cohort, index, *keras_run(cohort.seeds[index], fit, fit))
+
+
+@pytest.mark.parametrize("callbacks", [stops, scheduled])
+def test_exact_members_that_vary_are_guided_as_by_keras(callbacks):
+    """Where nothing is dropped, the network holds no state of dropout: weights have other places."""
+    vary = {"dropout.rate": [0.0, 0.3], "optimizer.learning_rate": [0.02, 0.1]}
+    cohort = kohort.Cohort(build(), [3, 8], vary=vary, exact=True)
+    cohort.fit(X, Y, verbose=0, callbacks=callbacks(), **FIT)
+    for index, (seed, dropout, rate) in enumerate([(3, 0.0, 0.02), (8, 0.3, 0.1)]):
+        fit = {"x": X, "y": Y, "callbacks": callbacks}
+        assert_member_is(cohort, index, *keras_run(seed, fit, rate=rate, dropout=dropout))
+
+
+@pytest.mark.parametrize("callbacks", [stops, scheduled])
+@pytest.mark.parametrize(
+    "options",
+    [{"folds": 3}, {"bootstrap": True, "validation_data": (X, Y)}, {"sample_weight": WEIGHTS}],
+    ids=["folds", "bootstrap", "weights"],
+)
+def test_members_together_are_guided_as_those_alone(callbacks, options):
+    vary = {"dropout.rate": [0.0, 0.3], "optimizer.learning_rate": [0.02, 0.1]}
+    both = []
+    for exact in (False, True):
+        cohort = kohort.Cohort(build(), [3, 8], vary=vary, exact=exact)
+        both.append(cohort.fit(X, Y, verbose=0, callbacks=callbacks(), **(FIT | {"epochs": 6} | options)))
+    assert both[0].stopped_epoch.tolist() == both[1].stopped_epoch.tolist()
+    for metric in both[1]:
+        np.testing.assert_allclose(both[0][metric], both[1][metric], rtol=1e-3, atol=1e-5)
+
+
+def grid():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(4, "tanh"), layers.Dropout(0.0, name="drop")])
+    model.add(layers.Dense(1))
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    cohort = kohort.Cohort(model, 12, vary={"drop.rate": [0.0, 0.1, 0.2]}, grid=True)
+    callbacks = [EarlyStopping("loss", patience=1, min_delta=0.002)]
+    return cohort, cohort.fit(X, Y, verbose=0, folds=3, epochs=30, batch_size=16, callbacks=callbacks)
+
+
+def test_stopped_members_leave_the_lanes_of_their_lot_and_change_no_bit(monkeypatch):
+    stayed, history = grid()
+    moves = []
+    move = rounds.Lanes.move
+    monkeypatch.setattr(rounds.Lanes, "move", lambda lanes, width: (moves.append(width), move(lanes, width)))
+    cost = lambda fit, packings, now: sum(p.blocks * p.width for p in packings)  # noqa: E731
+    monkeypatch.setattr(rounds.Rounds, "_seconds", cost)
+    monkeypatch.setattr(rounds.Rounds, "_first_call", lambda fit, lot, width: fit.pace)
+    monkeypatch.setattr(rounds, "STOPPING_ROUND_SECONDS", 1e-6)
+    moved, again = grid()
+    assert len(moves) > 3
+    for metric in history:
+        np.testing.assert_array_equal(history[metric], again[metric])
+    for index in (0, 50, 107):
+        assert differences(values(stayed.member(index=index)), values(moved.member(index=index))) == []
+
+
+def test_other_callbacks_see_the_members_of_all_folds():
+    seen = []
+    told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs))
+    cohort = kohort.Cohort(build(), [3, 8])
+    history = cohort.fit(X, Y, verbose=0, folds=3, callbacks=[told], **(FIT | {"epochs": 3}))
+    assert told.params == {"epochs": 3, "steps": 4, "verbose": 0}
+    for epoch, logs in enumerate(seen):
+        assert {*logs} == {*history}
+        for metric, column in logs.items():
+            np.testing.assert_array_equal(column, history[metric][:, epoch])
+
+
+# What a seed alone does not name.
+
+
+@pytest.fixture(scope="module")
+def swept():
+    cohort = kohort.Cohort(build(), 2, vary={"optimizer.learning_rate": [1e-6, 0.1]}, grid=True)
+    cohort.fit(X, Y, verbose=0, epochs=30)
+    return cohort
+
+
+def test_the_best_and_an_ensemble_of_members_that_share_seeds(swept):
+    last = swept.history.last("loss")
+    ranked = np.argsort(last)
+    assert set(ranked[:2]) == {2, 3}
+    assert differences(values(swept.best()), values(swept.member(index=int(ranked[0])))) == []
+    ensemble = swept.ensemble(top=2)
+    assert {layer.name for layer in ensemble.layers} > {"member_2", "member_3"}
+    answers = swept.predict(X)[[2, 3]].mean(axis=0)
+    np.testing.assert_allclose(ensemble.predict(X, verbose=0), answers, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(swept.predict(X, aggregate="mean"), swept.predict(X).mean(axis=0), rtol=1e-5)
+
+
+def test_what_needs_seeds_that_name_members(swept, tmp_path):
+    with refused(ValueError, r"`best_seed` .* Received: a cohort of 4 members with 2 seeds", swept):
+        swept.best_seed()
+    with refused(ValueError, r"`compare` .* Received: .*, of 2 seeds\. ", swept):
+        swept.compare(swept, loss=0.1)
+    with refused(
+        ValueError, r"`cohort\.save` .* Received: members that differ by 'optimizer\.learning_rate', too", swept
+    ):
+        swept.save(tmp_path / "swept.kohort")
+    assert not list(tmp_path.iterdir())
+    folded = kohort.Cohort(build(), 2)
+    folded.fit(X, Y, verbose=0, folds=2)
+    with refused(ValueError, r"`cohort\.save` .* Received: members that differ by 'fold', too", folded):
+        folded.save(tmp_path / "folded.kohort")
