@@ -9,16 +9,16 @@ because that trains small networks several times faster.
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal
 
-from kohort.rounding import INLINED_CALLS, single
+from kohort.rounding import evaluate, inlined
 
 # Sums of more terms are left to XLA: written out they would make programs that take long to compile.
 MOST_TERMS = 64
@@ -32,7 +32,7 @@ ELEMENTWISE = set(
 )
 
 
-class Lanes:
+class Wide:
     """An array whose last axis is member."""
 
     def __init__(self, array: Any) -> None:
@@ -54,8 +54,8 @@ def abreast(function: Callable, in_axes: tuple, members: int, apart: Callable) -
     def run(*args: Any) -> Any:
         shared = [jax.tree.map(lambda a, axis=axis: a if axis is None else _one(a), arg) for arg, axis in _paired(args)]
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*shared)
-        leaves = [a if axis is None else Lanes(a) for arg, axis in _paired(args) for a in jax.tree.leaves(arg)]
-        outputs = [_wide(value, members) for value in _Lifted(members, apart).evaluate(closed, leaves)]
+        leaves = [a if axis is None else Wide(a) for arg, axis in _paired(args) for a in jax.tree.leaves(arg)]
+        outputs = [_wide(value, members) for value in evaluate(closed, leaves, _Lifted(members, apart).apply)]
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     def _paired(args: tuple) -> list[tuple]:
@@ -69,41 +69,49 @@ def _one(array: Any) -> Any:
 
 
 def _wide(value: Any, members: int) -> Any:
-    return value.array if isinstance(value, Lanes) else jnp.broadcast_to(_stretched(value), (*np.shape(value), members))
+    return value.array if isinstance(value, Wide) else jnp.broadcast_to(_stretched(value), (*np.shape(value), members))
 
 
 def _stretched(value: Any) -> Any:
     """Returns the array with a last axis member, of length 1 if the members share it."""
-    return value.array if isinstance(value, Lanes) else jnp.asarray(value)[..., None]
+    return value.array if isinstance(value, Wide) else jnp.asarray(value)[..., None]
 
 
 def suits(closed: ClosedJaxpr) -> bool:
     """Says whether a traced function of one member gains: all that it does can be done abreast, in small products."""
-    of_member = set(closed.jaxpr.invars)
+    return all(_suits(equation) for equation in _of_member(closed))
+
+
+def largest_array(closed: ClosedJaxpr) -> int:
+    """Returns the bytes of the largest array that a traced function computes for one member."""
+    sizes = [4]
+    for equation in _of_member(closed):
+        called = inlined(equation)
+        results = (variable.aval for variable in equation.outvars)
+        sizes += map(largest_array, called) if called else (math.prod(a.shape) * a.dtype.itemsize for a in results)
+    return max(sizes)
+
+
+def _of_member(closed: ClosedJaxpr) -> Iterator[Any]:
+    """Gives the operations of a traced function that depend on its arguments."""
+    known = set(closed.jaxpr.invars)
     for equation in closed.jaxpr.eqns:
-        if any(not isinstance(variable, Literal) and variable in of_member for variable in equation.invars):
-            if not _suits(equation):
-                return False
-            of_member.update(equation.outvars)
-    return True
+        if any(not isinstance(variable, Literal) and variable in known for variable in equation.invars):
+            known.update(equation.outvars)
+            yield equation
 
 
 def _suits(equation: Any) -> bool:
     name = equation.primitive.name
-    if name in INLINED_CALLS:
-        return suits(_called(equation))
+    if inlined(equation):
+        return all(map(suits, inlined(equation)))
     if name == "dot_general":
         (axes, _), (batch, _) = equation.params["dimension_numbers"]
         terms = math.prod(equation.invars[0].aval.shape[axis] for axis in axes)
         return (
             not batch and terms <= MOST_TERMS and terms * math.prod(equation.outvars[0].aval.shape) <= LARGEST_PRODUCT
         )
-    return name in ELEMENTWISE or name in ("iota", "optimization_barrier") or hasattr(_Lifted, name)
-
-
-def _called(equation: Any) -> ClosedJaxpr:
-    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+    return name in ELEMENTWISE or name == "optimization_barrier" or hasattr(_Lifted, name)
 
 
 class _Lifted:
@@ -112,38 +120,19 @@ class _Lifted:
     def __init__(self, members: int, apart: Callable) -> None:
         self.members, self.apart = members, apart
 
-    def evaluate(self, closed: ClosedJaxpr, inputs: list) -> list:
-        jaxpr = closed.jaxpr
-        known = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
-
-        def read(variable: Any) -> Any:
-            return variable.val if isinstance(variable, Literal) else known[variable]
-
-        for equation in jaxpr.eqns:
-            outputs = self.apply(equation, jaxpr, [read(variable) for variable in equation.invars])
-            known.update(zip(equation.outvars, outputs, strict=True))
-        return [read(variable) for variable in jaxpr.outvars]
-
-    def apply(self, equation: Any, jaxpr: Any, inputs: list) -> list:
+    def apply(self, equation: Any, as_traced: Callable, inputs: list) -> list:
         """Returns the results of one operation of a traced program."""
         name, params = equation.primitive.name, equation.params
-        if not any(isinstance(value, Lanes) for value in inputs):
-            return jaxpr_as_fun(single(equation, jaxpr))(*_given(equation, inputs))
-        if name in INLINED_CALLS:
-            return self.evaluate(_called(equation), inputs)
+        if not any(isinstance(value, Wide) for value in inputs):
+            return as_traced(*inputs)
+        for called in inlined(equation):
+            return evaluate(called, inputs, self.apply)
         if name in ELEMENTWISE:
             arrays = jnp.broadcast_arrays(*map(_stretched, inputs))
-            return [Lanes(equation.primitive.bind(*arrays, **params))]
+            return [Wide(equation.primitive.bind(*arrays, **params))]
         written = getattr(self, name, None)
         result = written(*inputs, **params) if written else None
-        return [Lanes(result)] if result is not None else self.by_vmap(equation, jaxpr, inputs)
-
-    def by_vmap(self, equation: Any, jaxpr: Any, inputs: list) -> list:
-        """Does any operation as `jax.vmap` does."""
-        given = _given(equation, inputs)
-        axes = tuple(-1 if isinstance(value, Lanes) else None for value in given)
-        mapped = jax.vmap(jaxpr_as_fun(single(equation, jaxpr)), in_axes=axes, out_axes=-1)
-        return [Lanes(output) for output in mapped(*(v.array if isinstance(v, Lanes) else v for v in given))]
+        return [Wide(result)] if result is not None else by_vmap(as_traced, inputs)
 
     # Operations by their names; None where `jax.vmap` does better.
 
@@ -174,9 +163,11 @@ class _Lifted:
         return self.apart(product, left, right)
 
 
-def _given(equation: Any, inputs: list) -> list:
-    """Returns the inputs that are no literals."""
-    return [v for v, variable in zip(inputs, equation.invars, strict=True) if not isinstance(variable, Literal)]
+def by_vmap(function: Callable, inputs: list) -> list:
+    """Does any operation as `jax.vmap` does."""
+    axes = tuple(-1 if isinstance(value, Wide) else None for value in inputs)
+    arrays = [value.array if isinstance(value, Wide) else value for value in inputs]
+    return [Wide(output) for output in jax.vmap(function, in_axes=axes, out_axes=-1)(*arrays)]
 
 
 def _written_out(left: Any, right: Any, *, left_axes: tuple, right_axes: tuple) -> Any:

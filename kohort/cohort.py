@@ -13,13 +13,14 @@ import numpy as np
 
 from kohort import notebook, saving
 from kohort.checks import Recipe, check_backend, check_data, check_features, check_recipe, check_targets
+from kohort.choice import check_mapping, check_memory
 from kohort.cohort_callbacks import Listeners, check_cohort_callbacks
 from kohort.data import inputs, inputs_of_share, pass_cut, samples
 from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
 from kohort.folds import Shares, Split, check_beside_folds, held_out_by, own_weights, shares_of, splits_of
 from kohort.history import CohortHistory
-from kohort.members import members_of
+from kohort.members import Settings, members_of
 from kohort.membership import (
     check_cloneable,
     check_compilable,
@@ -50,6 +51,12 @@ class Cohort(Results):
             are Keras's bit for bit, trained weights to rounding. An optimizer can amplify rounding: over hundreds
             of epochs a tenth of the members or more may come to differ visibly. True trains each by itself: then all
             is bit for bit Keras's.
+        mapping: How the program of one member becomes that of many: "abreast" (side by side in each operation, for
+            small networks), "vectorized" (`jax.vmap`), "loop" (one after the other) or "sharded" (`jax.vmap`, spread
+            over all devices). "auto" chooses by rule, and in a long fit by a short measurement, which is remembered.
+            They differ in rounding.
+        memory: The most bytes that training may take, or a text such as "2GB"; by default half of what is free. Blocks
+            of members are made so narrow that they keep to it.
 
     Raises:
         TypeError: If the model is not Keras's or the seeds are not integers.
@@ -83,6 +90,8 @@ class Cohort(Results):
         vary: Mapping[str, Any] | None = None,
         grid: bool = False,
         exact: bool = False,
+        mapping: Any = "auto",
+        memory: Any = None,
     ) -> None:
         """Clones the model; nothing is trained yet."""
         check_backend("kohort.Cohort")
@@ -91,12 +100,13 @@ class Cohort(Results):
         own_seeds = check_seeds(seeds)
         varied = check_vary(model, vary, len(own_seeds), grid)
         self.exact = check_exact(exact)
+        settings = Settings(self.exact, check_mapping(mapping, self.exact), check_memory(memory))
         warn_of_fixed_seeds(model)
         self.stop_training = False
         if grid:
             check_members(len(own_seeds), varied)
             own_seeds, varied = crossed(own_seeds, varied)
-        self._members = self._without_folds = members_of(model, own_seeds, varied, self.exact)
+        self._members = self._without_folds = members_of(model, own_seeds, varied, settings)
         self._shares = Shares()  # of the last fit
         self._splits: list[Split] | None = None  # likewise
 

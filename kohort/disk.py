@@ -4,6 +4,7 @@ In comes where the user wants them, or nothing; JAX then keeps them in a folder 
 exists because a second start must not compile again, and because programs are code, which not anybody may hand us.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -51,3 +52,29 @@ def _processor() -> str:
         lines = []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return hashlib.sha256(flags.encode()).hexdigest()[:12]
+
+
+def remembered(key: str) -> str | None:
+    """Returns what was kept under a key, a hash, by this process or an earlier one."""
+    folder = _notes()
+    try:
+        return (folder / key).read_text() if folder else None
+    except OSError:
+        return None
+
+
+def remember(key: str, text: str) -> None:
+    """Keeps a short text under a key for later processes, where there is a folder for it."""
+    folder = _notes()
+    if folder:
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            aside = folder / f"{key}.{os.getpid()}"
+            aside.write_text(text)
+            aside.replace(folder / key)
+
+
+def _notes() -> Path | None:
+    """Returns the folder of notes, beside the programs; None if there is none that only this user can write."""
+    programs = getattr(jax.config, "jax_compilation_cache_dir", None)
+    return Path(programs) / "notes" if programs and Path(programs).is_dir() and _is_private(Path(programs)) else None

@@ -1,9 +1,9 @@
 """The compiled fit, written for one member.
 
 In come pure functions of one network (Keras's own steps), its state and the row numbers of each batch; out come the
-state after any number of epochs and the logs of each epoch. Nothing here knows Keras, and of many members only the
-programs at the end, which map over a member axis or put it last. The room exists because the time of a small `fit` is
-dispatch: one program that holds the whole loop over epochs and batches has none.
+state after any number of epochs and the logs of each epoch. Nothing here knows Keras, or how many members there are.
+The room exists because the time of a small `fit` is dispatch: one program that holds the whole loop over epochs and
+batches has none.
 """
 
 import functools
@@ -19,7 +19,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
 
-from kohort.abreast import abreast, suits
 from kohort.rounding import behind_barrier, canonical_convolutions, op_by_op, traced_once
 
 # A call returns to Python after about this long, so that progress moves and Ctrl-C is heard.
@@ -327,19 +326,31 @@ def predict_program(functions: Functions, cut: Cut) -> Callable:
     return run
 
 
-def training_call(run: Callable) -> Callable:
-    """Compiles a training program; each call gets a copy of the state to work in, the caller's own stays as it is.
+class TrainingCall:
+    """A compiled training program; each call gets a copy of the state to work in, the caller's own stays as it is.
 
     Keras donates the state to its step, and that, too, is seen in last bits: where an array is updated in place, the
     compiler vectorises otherwise. A copy costs less than it would to lose the state when a call fails; where it counts,
     `spends=True` does without.
     """
-    program = jax.jit(run, donate_argnums=0)
 
-    def call(state: Any, *args: Any, spends: bool = False) -> Any:
-        return program(state if spends else _copied(state), *args)
+    def __init__(self, run: Callable) -> None:
+        """Compiles nothing yet."""
+        self._program = jax.jit(run, donate_argnums=0)
+        self._memory: dict[Any, int] = {}
 
-    return call
+    def __call__(self, state: Any, *args: Any, spends: bool = False) -> Any:
+        """Runs the program."""
+        return self._program(state if spends else _copied(state), *args)
+
+    def memory(self, *args: Any) -> int:
+        """Returns the bytes that a call with such arguments takes; it is compiled for it, and not again for a call."""
+        form = (jax.tree.structure(args), *map(jax.typeof, jax.tree.leaves(args)))
+        if form not in self._memory:
+            told = self._program.lower(*args).compile().memory_analysis()
+            sizes = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes) if told else ()
+            self._memory[form] = sum(sizes)
+        return self._memory[form]
 
 
 @jax.jit
@@ -385,9 +396,9 @@ def room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def capacity(row_bytes: int) -> int:
+def capacity(row_bytes: int, most_bytes: int = MAX_ROW_BYTES) -> int:
     """Returns the most epochs of one call, given the bytes of row numbers that one epoch carries."""
-    return max(1, min(MAX_EPOCHS, MAX_ROW_BYTES // max(1, row_bytes)))
+    return max(1, min(MAX_EPOCHS, most_bytes // max(1, row_bytes)))
 
 
 def block_until_ready(results: Any) -> None:
@@ -417,61 +428,5 @@ def wait(results: Any, interrupt: Any) -> bool:
     return True
 
 
-def abreast_program(functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int) -> Callable:
-    """Returns what `over_members` makes of `epochs_program`, but with the members side by side in each operation."""
-
-    def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
-        members, unknown = jax.tree.leaves(state)[0].shape[0], Unknown.of(count, state)
-
-        def lifted(function: Callable, *in_axes: Any) -> Callable:
-            return abreast(function, in_axes, members, unknown.apart)
-
-        of_all = functions._replace(
-            train_step=lifted(functions.train_step, -1, None if schedule.rows is None else -1),
-            test_step=lifted(functions.test_step, -1, None if schedule.validation_rows is None else -1),
-            reset_metrics=lifted(functions.reset_metrics, -1),
-            results=lifted(functions.results, -1, -1),
-        )
-        own = {name: getattr(schedule, name) for name in ("rows", "validation_rows")}
-        own = {name: None if rows is None else jnp.moveaxis(rows, 0, -1) for name, rows in own.items()}
-        epochs = epochs_program(of_all, cut, validation_cut, capacity)
-        state = jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), state)
-        trained = epochs(state, samples, validation, schedule._replace(**own), count)
-        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), trained)
-
-    return run
-
-
-def members_program(
-    functions: Functions, cut: Cut, validation_cut: Cut | None, capacity: int, own: tuple = (None, None)
-) -> Callable:
-    """Returns `epochs_program` for a block of members: side by side where that is faster, else mapped over them.
-
-    Members that have parts of the samples for themselves, `own` as in `over_members`, are not put side by side.
-    """
-    cuts = functions, cut, validation_cut, capacity
-    mapped = over_members(epochs_program(*cuts), *own)
-
-    def run(state: State, samples: Any, validation: Any, schedule: Schedule, count: Any) -> tuple:
-        if own != (None, None) or jax.default_backend() != "cpu":
-            return mapped(state, samples, validation, schedule, count)
-        member = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state)
-        size = cut.batch_size if cut.full else cut.partial
-        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), samples)
-        is_abreast = suits(jax.make_jaxpr(functions.train_step)(member, batch))
-        program = abreast_program(*cuts) if is_abreast else mapped
-        return program(state, samples, validation, schedule, count)
-
-    return run
-
-
 # Of a schedule, each member of a block has its own row numbers.
 OWN_SCHEDULE = Schedule(rows=0, validation_rows=0)  # type: ignore[arg-type]
-
-
-def over_members(run: Callable, samples: Any = None, validation: Any = None) -> Callable:
-    """Maps a training program over members: state and row numbers have a leading member axis, all else is shared.
-
-    Of the samples, those parts have one where `samples` and `validation` hold a 0, such as weights: (None, None, 0).
-    """
-    return jax.vmap(run, in_axes=(0, samples, validation, OWN_SCHEDULE, None))

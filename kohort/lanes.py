@@ -77,18 +77,9 @@ class Lanes:
             self.epochs[own] = np.atleast_1d(course.epochs)[: block.own]
         return self.epochs - before
 
-    def scatter(self, logs: list, epochs: int) -> Any:
-        """Returns the logs of the blocks with a leading axis member; NaN where a member has none."""
-
-        def scattered(*parts: Any) -> np.ndarray:
-            arrays = [np.asarray(part) if self.is_stacked else np.asarray(part)[None] for part in parts]
-            shape, dtype = arrays[0].shape, np.result_type(arrays[0].dtype, np.float16)
-            full = np.full((self._count, epochs, *shape[2:]), np.nan, dtype)
-            for block, array in zip(self.blocks, arrays, strict=True):
-                full[block.members[: block.own]] = array[: block.own, :epochs]
-            return full
-
-        return jax.tree.map(scattered, *logs)
+    def without_lane(self) -> Int[np.ndarray, " member"]:
+        """Returns the numbers of the members that have none any more."""
+        return np.setdiff1d(np.arange(self._count), np.concatenate([b.members for b in self.blocks] or [[]]))
 
     def drop(self) -> None:
         """Drops the blocks none of whose members still trains."""

@@ -19,12 +19,10 @@ from kohort.folds import Split
 from kohort.generators import MemberGenerators
 from kohort.history import CohortHistory
 from kohort.lanes import BLOCK_STEP
+from kohort.mapping import WIDEST
 from kohort.roster import Roster
 from kohort.template import Template, template_of
 from kohort.vary import kinds_of
-
-# The most members that one call trains together.
-WIDEST_BLOCK = 256
 
 
 class Trained(NamedTuple):
@@ -33,6 +31,14 @@ class Trained(NamedTuple):
     states: list[State]
     generators: MemberGenerators
     history: CohortHistory
+
+
+class Settings(NamedTuple):
+    """How a cohort's members are computed, as its user has said."""
+
+    exact: bool = False  # each by itself
+    mapping: str = "auto"
+    memory: int | None = None  # the most bytes to take
 
 
 class Block(NamedTuple):
@@ -52,32 +58,50 @@ class Block(NamedTuple):
 class Members:
     """The members of one cohort: who they are, how they are cut into blocks, and how far they are trained."""
 
-    def __init__(self, templates: list[Template], roster: Roster, exact: bool, lots: Sequence | None = None) -> None:
+    def __init__(
+        self, templates: list[Template], roster: Roster, settings: Settings, lots: Sequence | None = None
+    ) -> None:
         """Cuts the members into blocks; nothing is computed yet.
 
         Args:
             templates: What members are made from, one for each of the roster's kinds.
             roster: Who the members are.
-            exact: Whether each is trained by itself.
+            settings: How they are computed.
             lots: For each member what it must have in common with those of its block, beside the kind.
         """
-        self.templates, self.roster, self.exact = templates, roster, exact
+        self.templates, self.roster, self.settings, self.exact = templates, roster, settings, settings.exact
         together: dict[Any, list[int]] = {}
         for member, common in enumerate(zip(roster.kinds, lots or roster.kinds, strict=True)):
             together.setdefault(common, []).append(member)
-        numbered = enumerate(together.items())
-        self.wide_blocks = [b for i, ((kind, _), lot) in numbered for b in cut_into_blocks(lot, kind, i)]
-        singles = {m: block._replace(members=(m,), width=1) for block in self.wide_blocks for m in block.members}
-        self.blocks = [singles[member] for member in sorted(singles)] if exact else self.wide_blocks
-        self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
+        self._lots = [(kind, lot) for (kind, _), lot in together.items()]
         self.trained: Trained | None = None
         self.single: Members | None = None  # of members that stand once for each fold: each of them once
+        self._take(self._cut(WIDEST))
+
+    def _cut(self, width: int) -> list[Block]:
+        return [b for i, (kind, lot) in enumerate(self._lots) for b in cut_into_blocks(lot, kind, i, width)]
+
+    def _take(self, wide_blocks: list[Block]) -> None:
+        self.wide_blocks = wide_blocks
+        singles = {m: block._replace(members=(m,), width=1) for block in wide_blocks for m in block.members}
+        self.blocks = [singles[member] for member in sorted(singles)] if self.exact else wide_blocks
+        self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
+
+    def cut_anew(self, width: int) -> None:
+        """Cuts the members into blocks of at most this width, those that are trained with their states."""
+        blocks = self._cut(width)
+        if blocks == self.wide_blocks:
+            return
+        states = None if self.trained is None else self.join(self.trained.states)
+        self._take(blocks)
+        if self.trained is not None and states is not None:
+            self.trained = self.trained._replace(states=self.cut(states))
 
     def crossed_with(self, splits: list[Split]) -> "Members":
         """Returns members of which each stands once for each fold."""
         roster = self.roster.crossed_with_folds(len(splits))
         sizes = [tuple(map(len, split)) for split in splits]
-        crossed = Members(self.templates, roster, self.exact, sizes * len(self.seeds))
+        crossed = Members(self.templates, roster, self.settings, sizes * len(self.seeds))
         crossed.single = self
         return crossed
 
@@ -173,15 +197,17 @@ class Members:
         return CohortHistory({}, list(self.seeds), [])
 
 
-def members_of(model: keras.Model, seeds: tuple[int, ...], varied: dict[str, np.ndarray], exact: bool) -> Members:
+def members_of(
+    model: keras.Model, seeds: tuple[int, ...], varied: dict[str, np.ndarray], settings: Settings
+) -> Members:
     """Returns the members of a model with these seeds and values, each (member,)."""
-    kinds, kind_of = kinds_of(model, varied, len(seeds), exact)
+    kinds, kind_of = kinds_of(model, varied, len(seeds), settings.exact)
 
     def of_kind(kind: int) -> dict[str, np.ndarray]:
         return {path: values[np.array(kind_of) == kind] for path, values in varied.items()}
 
     templates = [template_of(model, kind, of_kind(i)) for i, kind in enumerate(kinds)]
-    return Members(templates, Roster(seeds, varied, kind_of), exact)
+    return Members(templates, Roster(seeds, varied, kind_of), settings)
 
 
 def unstacked(state: State) -> list[State]:
@@ -197,9 +223,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cut_into_blocks(members: Sequence[int], kind: int, lot: int) -> list[Block]:
+def cut_into_blocks(members: Sequence[int], kind: int, lot: int, widest: int) -> list[Block]:
     """Cuts members into blocks of one width, enough of them to occupy all cores; the last may be wider than it need."""
-    fewest = -(-len(members) // WIDEST_BLOCK)
-    blocks = min(-(-fewest // cores()) * cores(), -(-len(members) // BLOCK_STEP))
-    width = -(-len(members) // (blocks * BLOCK_STEP)) * BLOCK_STEP
+    step = min(BLOCK_STEP, widest)
+    fewest = -(-len(members) // widest)
+    blocks = min(-(-fewest // cores()) * cores(), -(-len(members) // step))
+    width = -(-len(members) // (blocks * step)) * step
     return [Block(tuple(members[i : i + width]), width, kind, lot) for i in range(0, len(members), width)]

@@ -16,6 +16,7 @@ from jax import lax
 from kohort import engine, keras_internals, python_code, remote, rules
 from kohort.data import Inputs
 from kohort.engine import Cut, Functions, Pace, Schedule, Unknown
+from kohort.mapping import Form, Make, of_block
 from kohort.remote import RemotePrograms
 from kohort.rules import Rule
 
@@ -38,7 +39,12 @@ class Programs:
         return self._marker is keras_internals.compile_marker(model) and self._settings == settings_of(model)
 
     def epochs(
-        self, cut: Cut, validation_cut: Cut | None, capacity: int, members: bool = False, own: tuple = (None, None)
+        self,
+        cut: Cut,
+        validation_cut: Cut | None,
+        capacity: int,
+        mapping: str | None = None,
+        own: tuple = (None, None),
     ) -> Callable:
         """Returns the training program for one member, or for a block of them.
 
@@ -46,18 +52,13 @@ class Programs:
             cut: How the samples are cut into batches.
             validation_cut: Likewise for those that validate.
             capacity: The most epochs of a call.
-            members: Whether it is for a block.
-            own: Which parts of samples and validation samples each member has for itself; see `engine.over_members`.
+            mapping: For a block, how the members are mapped; one of `mapping.MAPPINGS`.
+            own: Which parts of samples and validation samples each member has for itself; see `mapping.of_block`.
         """
-
-        def make() -> Callable:
-            if members:
-                run = engine.members_program(self._functions, cut, validation_cut, capacity, own)
-            else:
-                run = engine.epochs_program(self._functions, cut, validation_cut, capacity)
-            return engine.training_call(run)
-
-        return self.once((cut, validation_cut, capacity, members, own), make)
+        cuts = cut, validation_cut, capacity
+        return self._training(
+            ("epochs", *cuts), lambda functions, _: engine.epochs_program(functions, *cuts), mapping, own
+        )
 
     def guided(
         self,
@@ -65,17 +66,28 @@ class Programs:
         validation_cut: Cut | None,
         capacity: int,
         followed: tuple[Rule, ...],
-        members: bool,
+        mapping: str | None = None,
         own: tuple = (None, None),
     ) -> Callable:
-        """Returns the training program that follows rules, for one member, or for a block of them; `own` as above."""
+        """Returns the training program that follows rules, for one member, or for a block of them; as above."""
+        key = cut, validation_cut, capacity, followed
+        return self._training(
+            ("guided", *key), lambda functions, either: rules.guided_program(functions, *key, either), mapping, own
+        )
 
-        def make() -> Callable:
-            either = rules.both if members else lax.cond
-            run = rules.guided_program(self._functions, cut, validation_cut, capacity, followed, either)
-            return engine.training_call(rules.over_members(run, *own) if members else run)
+    def _training(self, key: tuple, make: Make, mapping: str | None, own: tuple) -> Callable:
+        def made() -> Callable:
+            if mapping is None:
+                return engine.TrainingCall(make(self._functions, lax.cond))
+            return engine.TrainingCall(of_block(make, self._functions, mapping, own))
 
-        return self.once(("guided", cut, validation_cut, capacity, followed, members, own), make)
+        return self.once((*key, mapping, own), made)
+
+    def form(self, data: Inputs, state: Any) -> Form:
+        """Returns what a step is like, as far as mapping it matters; `state` is that of one member."""
+        size = data.cut.batch_size if data.cut.full else data.cut.partial
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), data.training.batch)
+        return self.once(("form", size, shapes_of(data)), lambda: Form.of(self._functions.train_step, state, batch))
 
     def logged(self, data: Inputs, state: Any) -> dict:
         """Returns what an epoch logs, by the names of the history: shapes and types, without running it."""
@@ -93,7 +105,7 @@ class Programs:
     def validation(self, cut: Cut) -> Callable:
         """Returns the program of a validation that belongs to a fit: it gives the state back, too."""
         return self.once(
-            ("validation", cut), lambda: engine.training_call(engine.validation_program(self._functions, cut))
+            ("validation", cut), lambda: engine.TrainingCall(engine.validation_program(self._functions, cut))
         )
 
     def begin(self) -> Callable:

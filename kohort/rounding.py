@@ -69,16 +69,21 @@ def evaluate(closed: ClosedJaxpr, inputs: list, apply: Callable[[Any, Callable, 
         return variable.val if isinstance(variable, Literal) else values[variable]
 
     for equation in jaxpr.eqns:
-        variables = [v for v in equation.invars if not isinstance(v, Literal)]
-        outputs = apply(equation, jaxpr_as_fun(single(equation, jaxpr)), [values[v] for v in variables])
+        outputs = apply(equation, _as_traced(equation, jaxpr), [read(variable) for variable in equation.invars])
         values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+    return [read(variable) for variable in jaxpr.outvars]
 
 
-def single(equation: Any, jaxpr: Any) -> ClosedJaxpr:
-    """Returns one operation of a traced program as a program of those of its inputs that are no literals."""
+def _as_traced(equation: Any, jaxpr: Any) -> Callable:
+    """Returns one operation of a traced program as a function of its inputs; literals are those that were traced."""
     variables = [v for v in equation.invars if not isinstance(v, Literal)]
-    return ClosedJaxpr(Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info), ())
+    single = Jaxpr((), variables, equation.outvars, [equation], equation.effects, jaxpr.debug_info)
+
+    def run(*inputs: Any) -> list:
+        pairs = zip(inputs, equation.invars, strict=True)
+        return jaxpr_as_fun(ClosedJaxpr(single, ()))(*(value for value, v in pairs if not isinstance(v, Literal)))
+
+    return run
 
 
 def op_by_op(function: Callable) -> Callable:
@@ -163,7 +168,7 @@ def canonical_convolutions(function: Callable) -> Callable:
     def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
         if equation.primitive.name == "conv_general_dilated":
             return [canonical_convolution(*inputs, **equation.params)]
-        is_literal_free = len(inputs) == len(equation.invars)
+        is_literal_free = not any(isinstance(variable, Literal) for variable in equation.invars)
         if is_literal_free and any(map(has_odd, inlined(equation))):
             (called,) = inlined(equation)
             return evaluate(called, inputs, apply)
@@ -182,8 +187,10 @@ INLINED_CALLS = {"pjit", "jit", "closed_call", "core_call", "eval_jaxpr", "custo
 
 def inlined(equation: Any) -> list[ClosedJaxpr]:
     """Returns what an equation calls, if XLA compiles it at that place."""
+    if equation.primitive.name not in INLINED_CALLS:
+        return []
     called = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    return [called] if equation.primitive.name in INLINED_CALLS else []
+    return [called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ())]
 
 
 def has_odd(closed: ClosedJaxpr) -> bool:

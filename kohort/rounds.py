@@ -1,58 +1,41 @@
 """One fit of a cohort's members: all blocks advance together, round by round.
 
 In come members, checked data and a recipe; out go the members' trained states, generators and history. The room exists
-because members may go through the data in different ways, and may stop at different epochs, in one and the same fit.
+because members may stop at different epochs, and an interrupt must leave all of them at the same one.
 """
 
 import concurrent.futures
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
-from kohort import engine, keras_internals, keras_parts
-from kohort.cohort_callbacks import Guide, Listeners, guide_of
-from kohort.data import BatchOrder, Inputs, Recipe, Samples, inputs_of_share
-from kohort.engine import Pace, Schedule, State
-from kohort.epochs import validation_epochs
+from kohort import keras_internals
+from kohort.choice import Choice
+from kohort.cohort_callbacks import Listeners
+from kohort.curves import Curves
+from kohort.data import Inputs, Recipe
+from kohort.engine import Pace, State
 from kohort.folds import Shares
 from kohort.generators import MemberGenerators
 from kohort.history import CohortHistory
 from kohort.lanes import Block, Lanes, Packing, widths
+from kohort.lots import Ahead, Lot
 from kohort.members import Members, Trained, cores
 from kohort.programs import shapes_of
 from kohort.progress import Interrupt, Progress, held_interrupt
-from kohort.rules import Course, Guidance, end_training
-from kohort.template import Template, preserved_generators
+from kohort.rules import Course
 
 # All blocks advance together by about this long, so that an interrupt leaves every member at the same epoch; where
 # members may stop, by less.
 ROUND_SECONDS, STOPPING_ROUND_SECONDS, MOST_STOPPING_ROUNDS = 0.4, 0.1, 25
 # To move members costs a copy of their states, so it has to save at least this share of what is left.
 LEAST_SAVING = 0.1
-
-
-class Lot(NamedTuple):
-    """Members that go through the data alike: made from one template, with shares of the data of one size.
-
-    Within a lot, members have numbers from 0 on, as those of `Lanes`.
-    """
-
-    members: Int[np.ndarray, " member"]  # their numbers in the cohort
-    places: list[int]  # of their blocks among those of the cohort
-    template: Template
-    data: Inputs
-    guide: Guide
-    program: Callable
-    orders: list[BatchOrder]  # one for all where a plain order is drawn anew each epoch, else one for each member
-
-    def order(self, member: int) -> BatchOrder:
-        """Returns what draws the batch order of a member."""
-        return self.orders[member if len(self.orders) > 1 else 0]
+# The mappings are measured where what is left takes so many times as long as it took to compile the first of them; each
+# then runs for about so long.
+WORTH_MEASURING, MEASURING_SECONDS = 10, 0.1
 
 
 class Rounds:
@@ -69,67 +52,64 @@ class Rounds:
         shares: Shares | None = None,
     ) -> None:
         """Builds what the data need built; nothing is trained yet."""
-        self.members, self.data, self.recipe, self.listeners = members, data, recipe, listeners
-        self.shares = shares or Shares()
+        self.members, self.recipe, self.listeners = members, recipe, listeners
         if members.trained is None:
             members.templates = [template.built_for(data) for template in members.templates]
-        self.network = members.templates[0].network
-        first = BatchOrder(data.training.rows, recipe, self.network.steps_per_execution)
-        self.is_plain, self.has_own_rows = first.is_plain, self.shares.training is not None
-        # To rounding, the order within a batch does not count: what it draws from the generators stays owed.
-        blind = not members.exact and keras_parts.is_blind_to_row_order(self.network)
-        self.is_order_seen = self.has_own_rows or not (blind and first.is_one_batch)
-        widest = max(block.width for block in members.blocks)
-        row_bytes = first.row_bytes if not self.has_own_rows else first.cut.rows * first.row_type.itemsize
-        self.row_type = first.row_type
-        self.capacity = engine.capacity(row_bytes * widest if self.is_order_seen else 0)
+        self.ahead = Ahead(members, data, recipe, shares or Shares())
+        self.choice = Choice(members, self.ahead)
+        members.cut_anew(self.choice.width)
         self.lots = self._lots(callbacks)
-        self.guide = self.lots[0].guide  # those of other lots differ in places only
+        begun = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
+        while (width := self.choice.within_memory(self.lots[0], begun)) is not None:
+            states = members.join(begun.states)
+            members.cut_anew(width)
+            begun = begun._replace(states=members.cut(states))
+            self.lots = self._lots(callbacks)
+        self.begun, self.guide = begun, self.lots[0].guide  # those of other lots differ in places only
         self._order = np.argsort(np.concatenate([lot.members for lot in self.lots]))
-        # Programs of another form are traced anew.
-        is_scheduled, carries_rows = bool(self.guide.schedulers), first.carries_rows and self.is_order_seen
-        form = (carries_rows, recipe.validation_freq == 1, self.has_own_rows, is_scheduled)
-        self.form = (tuple(lot.program for lot in self.lots), form, shapes_of(data))
         self.progress = Progress(recipe.epochs, verbose)
+        self.curves = Curves(members.seeds, range(recipe.initial_epoch, recipe.epochs))
 
     def _lots(self, callbacks: list) -> list[Lot]:
         places: dict[Any, list[int]] = {}
         for place, block in enumerate(self.members.blocks):
-            places.setdefault((block.lot, self.shares.sizes(block.members[0])), []).append(place)
-        return [self._lot(of_lot, callbacks) for of_lot in places.values()]
+            places.setdefault((block.lot, self.ahead.shares.sizes(block.members[0])), []).append(place)
+        widest = max(block.width for block in self.members.blocks)
+        self.capacity = self.ahead.capacity(widest, self.members.settings.memory)
+        return [Lot(self.members, of_lot, self.ahead, callbacks, self.capacity) for of_lot in places.values()]
 
-    def _lot(self, places: list[int], callbacks: list) -> Lot:
-        blocks = [self.members.blocks[place] for place in places]
-        members, template = [m for block in blocks for m in block.members], self.members.template(blocks[0])
-        data, steps, is_block = self.data, self.network.steps_per_execution, not self.members.exact
-        training, validation = self.shares.sizes(members[0])
-        if training is not None:
-            data = inputs_of_share(data, training, validation, self.recipe, steps)
-        guide, cuts = guided_by(callbacks, template, data), (data.cut, data.validation_cut, self.capacity)
-        own = None if self.shares.weights is None else (None, None, 0)
-        axes = own, own if validation is not None else None
-        if guide.rules:
-            program = template.programs.guided(*cuts, guide.rules, is_block, own=axes)
-        else:
-            program = template.programs.epochs(*cuts, members=is_block, own=axes)
-        # A plain order is drawn anew each epoch; Keras's own iterator also remembers where in the data it is.
-        count, rows = 1 if self.is_plain else len(members), training or data.training.rows
-        orders = [BatchOrder(rows, self.recipe, steps) for _ in range(count)]
-        return Lot(np.array(members), places, template, data, guide, program, orders)
+    def _begin(self) -> Trained:
+        """Returns the members as they begin, with the batch read that Keras reads to build losses and metrics."""
+        begun = self.members.begin()
+        if keras_internals.fresh_fit_reads_a_batch(self.members.templates[0].network):
+            if not self.ahead.is_order_seen:
+                return begun._replace(generators=begun.generators.owing(self.ahead.data.cut.rows, 1))
+            for lot in self.lots:
+                lot.read_a_batch(begun.generators)
+        return begun
+
+    @property
+    def _programs(self) -> list:
+        return [lot.program(self.choice.mapping) for lot in self.lots]
+
+    def _known(self, *key: Any) -> Pace:
+        """Returns a pace that was measured with such programs and data, in an earlier fit or in this one."""
+        is_scheduled = bool(self.guide.schedulers)
+        form = self.ahead.carries_rows, self.ahead.recipe.validation_freq == 1, self.ahead.has_own_rows, is_scheduled
+        return self.members.templates[0].programs.pace(tuple(self._programs), form, shapes_of(self.ahead.data), *key)
 
     def _pace(self, packings: tuple[Packing, ...]) -> Pace:
         """Returns the measured pace of rounds of blocks packed so, lot by lot."""
-        return self.members.templates[0].programs.pace(*self.form, packings)
+        return self._known(packings)
 
     def _first_call(self, lot: int, width: int) -> Pace:
         """Returns what the first round with blocks of this width took, most of it to compile, if there was one."""
-        return self.members.templates[0].programs.pace(*self.form, "first", lot, width)
+        return self._known("first", lot, width)
 
     def train(self) -> CohortHistory:
         """Runs all epochs; every finished round is kept, whatever happens in a later one."""
-        members, epoch, tell = self.members, self.recipe.initial_epoch, self.listeners.tell
-        trained = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
-        if self.is_order_seen:
+        members, epoch, tell, trained = self.members, self.recipe.initial_epoch, self.listeners.tell, self.begun
+        if self.ahead.is_order_seen:
             _ = trained.generators.states  # what is owed is drawn now, where Ctrl-C is heard
         self.lanes = [self._lanes(lot, trained) for lot in self.lots]
         self.pace = self._pace(self._packings())
@@ -137,6 +117,7 @@ class Rounds:
         with concurrent.futures.ThreadPoolExecutor(workers) as executor, held_interrupt() as interrupt:
             tell(interrupt, "on_train_begin")
             while epoch < self.recipe.epochs and self.goes_on.any() and not interrupt:
+                self._measure(self.recipe.epochs - epoch)
                 count = self._round_epochs(epoch)
                 tell(interrupt, "on_epoch_begin", epoch)
                 further = self._round(trained, range(epoch, epoch + count), executor, interrupt)
@@ -151,11 +132,33 @@ class Rounds:
                     break
             self.progress.finish()
             if not interrupt:
-                trained = trained._replace(states=self._in_blocks(self._ended))
+                trained = trained._replace(states=self._in_blocks(Lot.ended))
             members.trained = trained
             if not interrupt:
                 tell(interrupt, "on_train_end", self._last_logs(trained.history))
         return trained.history
+
+    def _measure(self, remaining: int) -> None:
+        """Tries the mappings on one block, if what is left is long enough; the results are dropped."""
+        number, block = self._blocks()[0]
+        first = self._first_call(number, len(block.members)).seconds_per_epoch
+        per_epoch = self.pace.seconds_per_epoch
+        if self.choice.is_settled or not first or not per_epoch or remaining * per_epoch < WORTH_MEASURING * first:
+            return
+        lot, share = self.lots[number], per_epoch * cores() / len(self._blocks())
+        count = max(1, min(self.capacity, int(MEASURING_SECONDS / share)))
+        arguments = lot.blank_arguments(block.carry[0], len(block.members), count)
+
+        def seconds_of(mapping: str) -> float:
+            seconds = []
+            for _ in range(3):  # the first of which compiles
+                start = time.perf_counter()
+                lot.call(mapping, block, arguments, Interrupt())
+                seconds.append(time.perf_counter() - start)
+            return min(seconds)
+
+        self.choice.measure(seconds_of)
+        self.pace = self._pace(self._packings())
 
     def _lanes(self, lot: Lot, trained: Trained) -> Lanes:
         width = self.members.blocks[lot.places[0]].width
@@ -178,40 +181,12 @@ class Rounds:
             made |= {p: of_carry(lot, *carry) for p, carry in zip(lot.places, lanes.carries(), strict=True)}
         return [made[place] for place in range(len(made))]
 
-    def _ended(self, lot: Lot, state: State, course: Course) -> State:
-        """Returns the state of a block as a fit leaves it: with averages, or the weights of the best epoch."""
-        return end_training(lot.guide.rules, course, lot.template.finalized(state, not self.members.exact))
-
-    def _begin(self) -> Trained:
-        """Returns the members as they begin, with the batch read that Keras reads to build losses and metrics."""
-        trained = self.members.begin()
-        if keras_internals.fresh_fit_reads_a_batch(self.network):
-            if not self.is_order_seen:
-                return trained._replace(generators=trained.generators.owing(self.data.cut.rows, 1))
-            for lot in self.lots:
-                for number, member in enumerate(lot.members.tolist()):
-                    with self._generator(trained.generators, member, trained.generators.states) as generator:
-                        lot.order(number).read_a_batch(generator)
-        return trained
-
-    @contextmanager
-    def _generator(self, generators: MemberGenerators, member: int, states: np.ndarray) -> Iterator[Any]:
-        """Gives the member's generator; where Keras's iterator draws the order, it stands in for `np.random`."""
-        with generators.of(member, states) as generator:
-            if self.is_plain:
-                yield generator
-                return
-            with preserved_generators():
-                np.random.set_state(generator.get_state())
-                yield np.random
-                generator.set_state(np.random.get_state())
-
     def _round_epochs(self, epoch: int) -> int:
         # Where members may stop, a round is shorter, as they keep their lanes to its end, but not so short that a fit
         # has too many; and Keras's own iterator cannot go back to where a member has stopped.
         may_stop = self.guide.may_stop
         is_single = self.progress.is_per_epoch or self.guide.is_per_epoch or bool(self.listeners)
-        is_single |= may_stop and not self.is_plain
+        is_single |= may_stop and not self.ahead.is_plain
         remaining = 1 if is_single else self.recipe.epochs - epoch
         count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
         if may_stop:
@@ -230,110 +205,72 @@ class Rounds:
     ) -> Trained | None:
         """Advances every block by the same epochs; returns None if a round of one epoch was interrupted."""
         start, blocks = time.perf_counter(), self._blocks()
-        generators = trained.generators.like() if self.is_order_seen else trained.generators
-        validates = validation_epochs(self.lots[0].data, self.recipe, epochs, self.capacity)
-        rates = self._rates(epochs, interrupt)
+        drawn = trained.generators.like() if self.ahead.is_order_seen else trained.generators
 
-        def advance(placed: tuple[int, Block], rates: Any) -> tuple | None:
-            schedule = self._schedule(*placed, trained.generators, len(epochs), generators)
-            lot, block = self.lots[placed[0]], placed[1]
-            return self._call(lot, block, schedule._replace(validates=validates), epochs, rates, interrupt)
+        def advance(placed: tuple[int, Block], rates: Any) -> Any:
+            return self._advance(*placed, trained.generators, drawn, epochs, rates, interrupt)
 
         # Blocks take turns where Keras's iterator draws from the one global generator, and in the first round, which
         # traces the network: tracing leaves notes on it.
         first_calls = [self._first_call(lot, len(block.members)) for lot, block in blocks]
         untraced = {id(call): call for call in first_calls if call.seconds_per_epoch is None}
-        each = executor.map if not untraced and self.is_plain else map
-        results = list(each(advance, blocks, rates))
-        if any(result is None for result in results):
+        each = executor.map if not untraced and self.ahead.is_plain else map
+        carries = list(each(advance, blocks, self._rates(epochs, interrupt)))
+        if any(carry is None for carry in carries):
             return None
         seconds = time.perf_counter() - start
         self.pace.record(len(epochs), seconds)
         for call in untraced.values():
             call.record(1, seconds)
-        further = self._taken(trained, epochs, results, validates, generators)
+        further = self._taken(trained, epochs, carries, drawn)
         self._make_room(self.recipe.epochs - epochs.stop)
         return further
 
-    def _taken(
+    def _advance(
         self,
-        trained: Trained,
-        epochs: range,
-        results: list,
-        validates: np.ndarray | None,
+        number: int,
+        block: Block,
+        before: MemberGenerators,
         drawn: MemberGenerators,
-    ) -> Trained:
+        epochs: range,
+        rates: Any,
+        interrupt: Interrupt,
+    ) -> Any:
+        """Trains a block; its logs go into the curves, what is carried on comes back."""
+        lot, lanes = self.lots[number], self.lanes[number]
+        schedule = lot.schedule(block, lanes.goes_on, len(epochs), before, drawn)
+        validates = lot.validates(epochs)
+        arguments = lot.arguments(block, schedule._replace(validates=validates), epochs, rates)
+        result = lot.call(self.choice.mapping, block, arguments, interrupt)
+        if result is None:
+            return None
+        carry, logs = result
+        own = block.members[: block.own]
+        ran = np.atleast_1d(carry[1].epochs)[: block.own] - lanes.epochs[own]
+        logs = logs if lanes.is_stacked else jax.tree.map(lambda log: log[None], logs)
+        self.curves.put(lot.members[own], epochs, logs, ran, validates)
+        return carry
+
+    def _taken(self, trained: Trained, epochs: range, carries: list, drawn: MemberGenerators) -> Trained:
         """Takes what a round made of all blocks, and returns how far the members then are."""
-        rest = iter(results)
-        of_lots = [[next(rest) for _ in lanes.blocks] for lanes in self.lanes]
-        columns = self._columns([[logs for _, logs in own] for own in of_lots], len(epochs))
-        pairs = zip(self.lanes, of_lots, strict=True)
-        ran = self._joined([lanes.advance([carry for carry, _ in own]) for lanes, own in pairs])
-        history = extended(trained.history, epochs[: ran.max()], columns, validates, ran, self.goes_on)
+        rest = iter(carries)
+        for lot, lanes in zip(self.lots, self.lanes, strict=True):
+            self.curves.skip(lot.members[lanes.without_lane()], epochs)
+        ran = self._joined([lanes.advance([next(rest) for _ in lanes.blocks]) for lanes in self.lanes])
+        stopped_epoch = np.where(~self.goes_on & (ran > 0), epochs.start + ran - 1, trained.history.stopped_epoch)
+        history = self.curves.history(epochs.start + int(ran.max()), stopped_epoch)
         generators = self._generators_after(trained.generators, drawn, len(epochs), ran)
         return Trained(self._in_blocks(lambda lot, state, course: state), generators, history)
-
-    def _columns(self, logs: list[list], epochs: int) -> Any:
-        """Returns the logs of the blocks of all lots with a leading axis member; NaN where a member has none."""
-        pairs = list(zip(self.lanes, logs, strict=True))
-        known = [lanes.scatter(own, epochs) if own else None for lanes, own in pairs]
-        like = next(columns for columns in known if columns is not None)
-
-        def none(members: int) -> Any:
-            return jax.tree.map(lambda a: np.full((members, *a.shape[1:]), np.nan, a.dtype), like)
-
-        counts = [len(lot.members) for lot in self.lots]
-        all_columns = [none(count) if own is None else own for count, own in zip(counts, known, strict=True)]
-        return jax.tree.map(lambda *parts: self._joined(list(parts)), *all_columns)
-
-    def _schedule(
-        self, number: int, block: Block, generators: MemberGenerators, count: int, after: MemberGenerators
-    ) -> Schedule:
-        """Draws the batch orders of a block; the padding repeats the last member, who has stopped draws nothing."""
-        if not self.is_order_seen:
-            return Schedule()
-        lot, goes_on = self.lots[number], self.lanes[number].goes_on
-        schedules, own = [], block.members[: block.own].tolist()
-        rows = engine.room((len(block.members), self.capacity, lot.orders[0].cut.rows), self.row_type)
-        for of_lot, its_rows in zip(own, rows, strict=False):
-            if goes_on[of_lot]:
-                with self._generator(generators, int(lot.members[of_lot]), after.states) as generator:
-                    schedules.append(self._draw(lot, of_lot, count, generator, its_rows))
-        rows[len(own) :, :count] = rows[len(own) - 1, :count]
-        first = schedules[0]
-        rows = first.rows if first.rows is None or self.members.exact else rows
-        return first._replace(rows=rows, validation_rows=self._validation_rows(lot, block))
-
-    def _draw(self, lot: Lot, number: int, count: int, generator: Any, room: np.ndarray) -> Schedule:
-        """Draws the batch orders of a member, as numbers of rows of the data that all members share."""
-        order = lot.order(number)
-        if self.shares.training is None:
-            return order.draw(count, self.capacity, generator, room)
-        schedule, own = order.draw(count, self.capacity, generator), self.shares.training[lot.members[number]]
-        room[:count] = own if schedule.rows is None else own[schedule.rows[:count]]
-        return schedule._replace(rows=room)
-
-    def _validation_rows(self, lot: Lot, block: Block) -> np.ndarray | None:
-        if self.shares.validation is None:
-            return None
-        rows = np.stack([self.shares.validation[member] for member in lot.members[block.members]])
-        rows = rows.astype(self.row_type)
-        return rows[0] if self.members.exact else rows
 
     def _generators_after(
         self, before: MemberGenerators, drawn: MemberGenerators, count: int, ran: np.ndarray
     ) -> MemberGenerators:
         """Returns the generators after a round, in which each member `ran` of `count` epochs and drew no more."""
         is_short = ran < count
-        if not self.is_order_seen:
-            return drawn.owing(self.data.cut.rows, ran if is_short.any() else count)
-        for lot in self.lots:
-            room = lot.orders[0].room(self.capacity) if lot.orders[0].carries_rows else None
-            for number in np.flatnonzero(is_short[lot.members]).tolist():
-                member = int(lot.members[number])
-                with self._generator(before, member, drawn.states) as generator:
-                    if ran[member]:  # entering alone has put back what the round drew
-                        lot.order(number).draw(int(ran[member]), self.capacity, generator, room)
+        if not self.ahead.is_order_seen:
+            return drawn.owing(self.ahead.data.cut.rows, ran if is_short.any() else count)
+        for lot in self.lots if is_short.any() else []:
+            lot.draw_again(before, drawn, ran, count)
         return drawn
 
     def _rates(self, epochs: range, interrupt: Interrupt) -> list:
@@ -348,38 +285,14 @@ class Rounds:
         with interrupt.opened():
             told[is_on, : len(epochs)] = self.guide.rates(epochs, now[is_on])
         parts = np.split(told, np.cumsum([len(each) for each in rates])[:-1])
-        return [part[0] if self.members.exact else part for part in parts]
-
-    def _batch(self, lot: Lot, block: Block, samples: Samples | None) -> Any:
-        """Returns samples that all members share, with the weights of those of a block where they have their own."""
-        if samples is None or self.shares.weights is None:
-            return samples and samples.batch
-        weights = self.shares.weights[lot.members[block.members]]
-        return (*samples.batch[:2], weights[0] if self.members.exact else weights)
-
-    def _call(
-        self, lot: Lot, block: Block, schedule: Schedule, epochs: range, rates: Any, interrupt: Interrupt
-    ) -> tuple | None:
-        count, (state, course) = len(epochs), block.carry
-        is_own = self.shares.validation is not None  # else it comes with weights of its own, or without
-        validation = lot.data.validation
-        validating = self._batch(lot, block, validation) if is_own else validation and validation.batch
-        data = self._batch(lot, block, lot.data.training), validating
-        if lot.guide.rules:
-            guidance = Guidance(epochs.start, lot.guide.numbers, rates)
-            carry, logs = lot.program((state, course), *data, schedule, count, guidance)
-        else:
-            state, logs = lot.program(state, *data, schedule, count)
-            carry = state, course._replace(epochs=course.epochs + count)
-        finished = engine.wait(logs, interrupt) if count == 1 else jax.block_until_ready(logs)
-        return (carry, logs) if finished else None
+        return [part[0] if self.ahead.exact else part for part in parts]
 
     def _make_room(self, remaining: int) -> None:
         """Lets members that have stopped leave their lanes, and moves the others together where that pays."""
         for lanes in self.lanes:
             if not all(lanes.goes_on[block.members].any() for block in lanes.blocks):
                 lanes.drop()
-        if self.members.exact or not remaining:
+        if self.ahead.exact or not remaining:
             return
         for number, lanes in enumerate(self.lanes):
             if lanes.blocks:
@@ -429,45 +342,7 @@ class Rounds:
         validated = self.lots[0].data.validation and keras_internals.validates_at(
             history.epoch[-1], self.recipe.validation_freq
         )
-        return {name: history[name][:, -1] for name in history if validated or not name.startswith("val_")}
-
-
-def guided_by(callbacks: list, template: Template, data: Inputs) -> Guide:
-    """Returns what the callbacks come to for members that are made from this template."""
-    if not callbacks:
-        return Guide()
-    network = template.network
-    logged = template.programs.logged(data, keras_internals.read_state(network))
-    scalars = [name for name, log in logged.items() if log.shape == ()]
-    return guide_of(callbacks, network, keras_parts.places_of_rules(network), scalars)
-
-
-def extended(
-    history: CohortHistory,
-    epochs: range,
-    logs: tuple,
-    validates: np.ndarray | None,
-    ran: np.ndarray,
-    goes_on: np.ndarray,
-) -> CohortHistory:
-    """Returns the history with the logs `(training, validation)` of more epochs; NaN where there was no validation.
-
-    Each member `ran` so many of them; it was stopped if it does not go on, and has NaN from there on.
-    """
-    count = len(epochs)
-    is_over = np.arange(count) >= ran[:, None]
-    training, validation = ({name: values[:, :count] for name, values in part.items()} for part in logs)
-    new = training | {f"val_{name}": values for name, values in validation.items()}
-    for name, values in new.items():
-        values[is_over] = np.nan
-        if name not in training and validates is not None:
-            values[:, ~validates[:count]] = np.nan
-    metrics = {
-        name: np.concatenate([history[name], values], axis=1) if name in history else values
-        for name, values in sorted(new.items())
-    }
-    stopped_epoch = np.where(~goes_on & (ran > 0), epochs.start + ran - 1, history.stopped_epoch)
-    return CohortHistory(metrics, history.seeds, [*history.epoch, *epochs], stopped_epoch)
+        return {name: history[name][:, -1].copy() for name in history if validated or not name.startswith("val_")}
 
 
 def stopped(history: CohortHistory, goes_on: np.ndarray) -> CohortHistory:

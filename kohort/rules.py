@@ -16,7 +16,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from kohort.engine import (
-    OWN_SCHEDULE,
     Cut,
     Functions,
     Schedule,
@@ -84,8 +83,8 @@ class Monitor(NamedTuple):
     def improves(self, current: Any, reference: Any, min_delta: Any) -> Any:
         """Says whether a value is better than another by more than `min_delta`."""
         if self.falls:
-            return in_double(lax.add, current, min_delta) < reference
-        return in_double(lax.sub, current, min_delta) > reference
+            return in_double(jnp.add, current, min_delta) < reference
+        return in_double(jnp.subtract, current, min_delta) > reference
 
 
 class Best(NamedTuple):
@@ -147,7 +146,7 @@ class EarlyStop(NamedTuple):
         """Returns to the weights of the best epoch."""
         if not self.restores:
             return state
-        weights = chosen(memory.best.is_none, self._weights(state), memory.weights)
+        weights = chosen_members(memory.best.is_none, self._weights(state), memory.weights)
         others = list(state.non_trainable_variables)
         for place, value in zip(self.weights, weights[1], strict=True):
             others[place] = value
@@ -181,7 +180,7 @@ class ReduceRate(NamedTuple):
         counts = ~improves & (cooldown == 0)
         wait = jnp.where(memory.cooldown > 0, 0, best.wait) + counts
         reduces = counts & (wait >= numbers["patience"]) & (rate > numbers["min_lr"].astype(rate.dtype))
-        reduced = jnp.maximum(in_double(lax.mul, rate, numbers["factor"]), numbers["min_lr"].astype(rate.dtype))
+        reduced = jnp.maximum(in_double(jnp.multiply, rate, numbers["factor"]), numbers["min_lr"].astype(rate.dtype))
         value, none = jnp.where(improves, current, best.value), jnp.zeros_like(best.is_none)
         new = self.Memory(
             Best(value, none, jnp.where(improves | reduces, 0, wait)), jnp.where(reduces, numbers["cooldown"], cooldown)
@@ -232,12 +231,15 @@ Rule = EarlyStop | ReduceRate | ScheduleRate | Terminate
 
 
 def chosen(condition: Any, new: Any, old: Any) -> Any:
-    """Returns the new values where the condition holds; it has the leading axes of the values, or none."""
+    """Returns the new values where the condition holds: of one member, or of those in the last axis of all arrays."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def chosen_members(condition: Any, new: Any, old: Any) -> Any:
+    """Returns the new values where the condition holds, whose axes, if any, are the leading ones of all arrays."""
 
     def each(a: Any, b: Any) -> Any:
-        return jnp.where(
-            jnp.reshape(condition, jnp.shape(condition) + (1,) * (jnp.ndim(a) - jnp.ndim(condition))), a, b
-        )
+        return jnp.where(jnp.reshape(condition, jnp.shape(condition) + (1,) * (a.ndim - jnp.ndim(condition))), a, b)
 
     return jax.tree.map(each, new, old)
 
@@ -354,15 +356,6 @@ def both(condition: Any, do: Callable, rest: Callable, *args: Any) -> Any:
     `jax.vmap` would do so, too, but first give each member a copy of all that they share.
     """
     return chosen(condition, do(*args), rest(*args))
-
-
-def over_members(run: Callable, samples: Any = None, validation: Any = None) -> Callable:
-    """Maps a guided program, made with `both`, over members: what is told is shared, but for row numbers and rates.
-
-    Which parts of the samples each member has for itself is told as for `engine.over_members`.
-    """
-    guidance = Guidance(first_epoch=None, numbers=None, rates=0)  # type: ignore[arg-type]
-    return jax.vmap(run, in_axes=(0, samples, validation, OWN_SCHEDULE, None, guidance))
 
 
 def end_training(rules: tuple[Rule, ...], course: Course, state: State) -> State:

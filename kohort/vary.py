@@ -18,6 +18,7 @@ from kohort import keras_internals, keras_parts
 from kohort.checks import FLOAT32_MAX, received
 from kohort.data import Inputs
 from kohort.engine import State
+from kohort.mapping import Form
 from kohort.number import Book, MembersState
 from kohort.programs import Programs
 
@@ -268,27 +269,18 @@ class VariedPrograms(Programs):
 
     def guided(self, *key: Any, **options: Any) -> Callable:
         """Returns the training program that follows rules: of `(state, course)`, as the others of the state."""
-
-        def make() -> Callable:
-            program = Programs.guided(self, *key, **options)
-
-            def flat(state: Any, course: Any, *args: Any, **options: Any) -> tuple:
-                (state, course), logs = program((state, course), *args, **options)
-                return state, course, logs
-
-            reading = self._reading(flat, trains=True)
-
-            def call(carry: tuple, *args: Any, **options: Any) -> tuple:
-                state, course, logs = reading(*carry, *args, **options)
-                return (state, course), logs
-
-            return call
-
-        return self.once(("varied guided", key, *options.items()), make)
+        return self.once(
+            ("varied guided", key, *options.items()),
+            lambda: self._reading(Programs.guided(self, *key, **options), trains=True),
+        )
 
     def logged(self, data: Inputs, state: Any) -> dict:
         """Returns what an epoch logs, which no number changes: that of the network as it is."""
         return self._plain.logged(data, state)
+
+    def form(self, data: Inputs, state: Any) -> Form:
+        """Returns what a step is like, as far as mapping it matters: that of the network as it is."""
+        return self._plain.form(data, state)
 
     def evaluate(self, *key: Any, **options: Any) -> Callable:
         """Returns the evaluation program."""
@@ -300,26 +292,49 @@ class VariedPrograms(Programs):
         name = ("varied predict", key, *options.items())
         return self.once(name, lambda: self._reading(Programs.predict(self, *key, **options)))
 
-    def _reading(self, program: Callable, trains: bool = False) -> Callable:
-        """Returns the program as a function of states with the members' values, of which it computes its columns.
+    def _reading(self, program: Callable, trains: bool = False) -> "Reading":
+        return Reading(program, self.book, trains)
 
-        Which columns it reads is known once it is traced, so it is traced before the first call.
-        """
-        book, known = self.book, set()
 
-        def call(state: MembersState, *args: Any, **options: Any) -> Any:
-            values = state.values
-            empty = MembersState(state, np.zeros((*values.shape[:-1], book.most), np.float32))
-            form = (jax.tree.structure((empty, args)), *map(jax.typeof, jax.tree.leaves((empty, args))))
-            if form not in known:
-                with book.traced_for(values):
-                    jax.eval_shape(program, empty, *args)
-                    if trains:
-                        book.check_read()
-                known.add(form)
-            book.check(values)
-            results = program(MembersState(state, book.read(values)), *args, **options)
-            is_state = isinstance(results, tuple) and isinstance(results[0], MembersState)
-            return (MembersState(results[0], values), *results[1:]) if is_state else results
+class Reading:
+    """A program as a function of what holds the members' values, of which it computes the columns that it reads.
 
-        return call
+    Which columns it reads is known once it is traced, so it is traced before the first call.
+    """
+
+    def __init__(self, program: Any, book: Book, trains: bool) -> None:
+        """Traces nothing yet."""
+        self._program, self._book, self._trains = program, book, trains
+        self._known: set = set()
+
+    def __call__(self, carry: Any, *args: Any, **options: Any) -> Any:
+        """Runs the program for a state, or for a pair of a state and what else is carried."""
+        values = self._traced(carry, args)
+        self._book.check(values)
+        results = self._program(_holding(carry, self._book.read(values)), *args, **options)
+        return (_holding(results[0], values), *results[1:]) if self._trains else results
+
+    def memory(self, carry: Any, *args: Any) -> int:
+        """Returns the bytes that a call takes."""
+        values = self._traced(carry, args)
+        return self._program.memory(_holding(carry, self._book.read(values)), *args)
+
+    def _traced(self, carry: Any, args: tuple) -> np.ndarray:
+        """Traces the program if it was not for such arguments, and returns the members' values."""
+        values = (carry if isinstance(carry, MembersState) else carry[0]).values
+        empty = _holding(carry, np.zeros((*values.shape[:-1], self._book.most), np.float32))
+        form = (jax.tree.structure((empty, args)), *map(jax.typeof, jax.tree.leaves((empty, args))))
+        if form not in self._known:
+            with self._book.traced_for(values):
+                jax.eval_shape(self._program, empty, *args)
+                if self._trains:
+                    self._book.check_read()
+            self._known.add(form)
+        return values
+
+
+def _holding(carry: Any, values: Any) -> Any:
+    """Returns the carried state with other values."""
+    if isinstance(carry, MembersState):
+        return MembersState(carry, values)
+    return (MembersState(carry[0], values), *carry[1:])

@@ -2,16 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
-from keras import layers
 
-from kohort import data, engine, keras_internals
 from kohort.abreast import LARGEST_PRODUCT, MOST_TERMS, abreast, suits
-from kohort.checks import Recipe
-from kohort.engine import Schedule
-from kohort.template import Template
 
 RNG = np.random.default_rng(5)
 MEMBERS = 8
@@ -66,26 +60,3 @@ def test_only_small_products_suit():
 @pytest.mark.parametrize("function", [jnp.sort, jax.jit(jnp.cumsum), lambda a: jax.lax.fori_loop(0, 3, jnp.add, a)])
 def test_what_is_not_done_abreast_does_not_suit(function):
     assert not suits(jax.make_jaxpr(function)(normal(3)))
-
-
-def network(*middle):
-    model = keras.Sequential([keras.Input((2,)), *middle, layers.Dense(1, "sigmoid")])
-    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
-    return model
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("middle", [[layers.Dense(4, "relu")], [layers.Dense(3, "tanh"), layers.Dropout(0.3)]])
-def test_a_program_of_members_abreast_trains_as_the_mapped_one(middle, shuffle):
-    x, y = data.moons(20)
-    inputs = data.inputs(network(*middle), x, y, None, (x[:7], y[:7]), Recipe(batch_size=8))
-    template = Template(network(*middle)).built_for(inputs)
-    state = template.initial(tuple(range(MEMBERS)), {})
-    functions = keras_internals.functions(template.network)
-    rows = np.array([[RNG.permutation(20) for _ in range(4)] for _ in range(MEMBERS)], np.uint8)
-    schedule = Schedule(rows, validation_rows=rows[:, 0, :7] % 7) if shuffle else Schedule()
-    arguments = (state, inputs.training.batch, inputs.validation.batch, schedule, 3)
-    cuts = (inputs.cut, inputs.validation_cut, 4)
-    expected = jax.jit(engine.over_members(engine.epochs_program(functions, *cuts)))(*arguments)
-    result = jax.jit(engine.abreast_program(functions, *cuts))(*arguments)
-    jax.tree.map(lambda e, r: np.testing.assert_allclose(e, r, rtol=1e-4, atol=1e-5), expected, result)

@@ -67,14 +67,6 @@ def test_validation_only_where_it_is_due():
     np.testing.assert_array_equal(val_logs["total"], [0, -11, 0])
 
 
-def test_members_do_not_mix():
-    run = engine.epochs_program(counting_functions(), Cut(1, 2, 0), None, capacity=1)
-    rows = np.array([[[0, 1]], [[1, 0]]], np.uint8)
-    state = jax.tree.map(lambda a: np.stack([a, a]), begin())
-    state, _ = jax.jit(engine.over_members(run))(state, np.array([1, 2], "float32"), None, Schedule(rows), 1)
-    np.testing.assert_array_equal(state.trainable_variables[0], [12, 21])
-
-
 def test_stacked_batches_run_in_order_as_far_as_they_are_told():
     functions = counting_functions()
     run = jax.jit(engine.batches_program(functions, functions.train_step, capacity=4))
@@ -98,7 +90,7 @@ def test_prediction_keeps_the_order_of_the_samples(cut):
 
 
 def test_a_training_call_leaves_the_state_of_its_caller():
-    call = engine.training_call(engine.epochs_program(counting_functions(), Cut(3, 1, 0), None, capacity=1))
+    call = engine.TrainingCall(engine.epochs_program(counting_functions(), Cut(3, 1, 0), None, capacity=1))
     state = jax.tree.map(jnp.asarray, begin())
     first, _ = call(state, np.array([1, 2, 3], "float32"), None, Schedule(), 1)
     second, _ = call(state, np.array([1, 2, 3], "float32"), None, Schedule(), 1)

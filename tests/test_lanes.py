@@ -68,17 +68,12 @@ def test_members_by_themselves_leave_one_by_one():
     np.testing.assert_array_equal(came_home(lanes), [200, 101, 202, 203])
 
 
-def test_logs_go_to_their_members():
+def test_who_has_no_lane_any_more():
     lanes = stacked()
+    assert lanes.without_lane().size == 0
     trained(lanes, 1, stops=[0, 1, 2])
     lanes.move(8)
-    logs = [{"loss": np.tile(block.members[:, None], 5).astype("float32")} for block in lanes.blocks]
-    loss = lanes.scatter(logs, 2)["loss"]
-    assert loss.shape == (21, 2)
-    assert loss.dtype == np.float32
-    assert np.isnan(loss[:3]).all()
-    np.testing.assert_array_equal(loss[3:, 1], np.arange(3, 21))
-    assert lanes.scatter([np.ones((8, 5), int)] * 3, 1).dtype == np.float64
+    np.testing.assert_array_equal(lanes.without_lane(), [0, 1, 2])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""Which mapping a fit uses, and how wide its blocks are.
+
+In come the members, the data and what the user has set; out go the mapping's name and a width: by rule at first, by a
+short measurement where a fit is long enough to pay for it, and from then on as it was measured. The room exists because
+what is fastest depends on network and machine, and what has room on the machine alone.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kohort import disk, keras_internals
+from kohort.checks import received
+from kohort.lots import Ahead, Lot
+from kohort.mapping import MAPPINGS, WIDEST, Form
+from kohort.members import Members, Trained, cores
+from kohort.programs import shapes_of
+
+# Another mapping has to be so much faster, or the one that the rule names stays.
+CLEAR_GAIN = 1.2
+# The share of the free memory that a cohort uses where nothing is said.
+DEFAULT_SHARE = 0.5
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class Choice:
+    """The mapping and the width of the blocks of one fit."""
+
+    def __init__(self, members: Members, ahead: Ahead) -> None:
+        """Chooses by what was measured once for such a network and such data, or else by rule."""
+        template = members.templates[0]
+        state = keras_internals.read_state(template.network)
+        self.form: Form = template.programs.form(ahead.data, state)
+        self._kept: dict[str, str] = template.programs.once(("mapping", shapes_of(ahead.data)), dict)
+        self._members, self._ahead = members, ahead
+        self.candidates = self._candidates()
+        self.mapping = self._known() or self.candidates[0]
+
+    def _candidates(self) -> tuple[str | None, ...]:
+        """Returns the mappings that may be used, the one that the rule names first."""
+        if self._members.exact:
+            return (None,)
+        if self._members.settings.mapping != "auto":
+            return (self._members.settings.mapping,)
+        if len(jax.local_devices()) > 1:
+            return "sharded", "vectorized"
+        if jax.default_backend() != "cpu":
+            return ("vectorized",)
+        is_small = self.form.is_small and self._ahead.shares.weights is None
+        return ("abreast", "vectorized") if is_small else ("vectorized", "loop")
+
+    def _known(self) -> str | None:
+        if self.is_settled:
+            return None
+        if "measured" not in self._kept:
+            found = disk.remembered(self._key)
+            if found in self.candidates:
+                self._kept["measured"] = str(found)
+        return self._kept.get("measured")
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to measure."""
+        return len(self.candidates) == 1 or "measured" in self._kept
+
+    @property
+    def _key(self) -> str:
+        """Names the network, the data's form and the machine."""
+        step = re.sub("0x[0-9a-f]+", "", self.form.text)
+        machine = jax.__version__, jax.devices()[0].device_kind, cores(), len(jax.local_devices())
+        return hashlib.sha256(repr((step, self.width, machine)).encode()).hexdigest()
+
+    def measure(self, seconds_of: Callable[[str], float]) -> None:
+        """Chooses by what a call takes with each mapping, and remembers it."""
+        seconds = {mapping: seconds_of(mapping) for mapping in self.candidates if mapping}
+        best = min(seconds, key=seconds.__getitem__)
+        if CLEAR_GAIN * seconds[best] > seconds[str(self.mapping)]:
+            best = str(self.mapping)
+        self.mapping = self._kept["measured"] = best
+        disk.remember(self._key, best)
+
+    @property
+    def width(self) -> int:
+        """The most members of a block."""
+        devices = len(jax.local_devices()) if self.candidates[0] == "sharded" else 1
+        return devices * (self.form.width if jax.default_backend() == "cpu" else WIDEST)
+
+    def within_memory(self, lot: Lot, trained: Trained) -> int | None:
+        """Returns a width that has room where the present one has none, else None.
+
+        Raises:
+            ValueError: If there is no room for a single member.
+        """
+        block = self._members.blocks[lot.places[0]]
+        state = trained.states[lot.places[0]]
+        arguments = lot.blank_arguments(state, block.width)
+        working = lot.program(self.mapping).memory(*arguments)
+        rows = 0 if arguments[3].rows is None else arguments[3].rows.nbytes  # a share of the memory at any width
+        own = sum(leaf.nbytes for states in trained.states for leaf in jax.tree.leaves(states))
+        generators = 2 * 2500 * len(self._members.seeds) if self._ahead.is_order_seen else 0
+        limit = memory_limit(self._members.settings.memory)
+        room = (limit - 2 * own - generators) / min(cores(), len(self._members.blocks))
+        if working <= room:
+            return None
+        fitting = max(0, int(block.width * (room - rows) / max(1, working - rows)))
+        width = fitting // 8 * 8 or next((few for few in (4, 2, 1) if few <= fitting), 0)
+        if not width or block.width == 1:
+            least = 2 * own + generators + working / block.width
+            raise ValueError(
+                "`memory` must have room for all members' states and the training of one. "
+                f"Received: {received('memory', self._members.settings.memory)}, where {shown(limit)} may be used and "
+                f"about {shown(least)} are needed. Pass more, a smaller `batch_size`, or make a smaller cohort."
+            )
+        return min(width, block.width - 1)
+
+
+def check_mapping(mapping: Any, exact: bool) -> str:
+    """Returns the mapping, or raises."""
+    if mapping not in ("auto", *MAPPINGS) or (exact and mapping != "auto"):
+        accepted = ", ".join(map(repr, ("auto", *MAPPINGS)))
+        beside = " beside exact=True, which trains each member by itself" if exact else ""
+        raise ValueError(
+            f"`mapping` must be one of {accepted}, and 'auto' with exact=True. "
+            f"Received: {received('mapping', mapping)}{beside}. Leave it out to let kohort choose."
+        )
+    return str(mapping)
+
+
+def check_memory(memory: Any) -> int | None:
+    """Returns a limit of memory in bytes, or None; raises for what is none."""
+    if memory is None:
+        return None
+    parts = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?)B?\s*", str(memory).upper())
+    is_text_or_number = isinstance(memory, str | int | float | np.integer | np.floating) and not isinstance(
+        memory, bool
+    )
+    size = int(float(parts[1]) * UNITS[parts[2]]) if parts and is_text_or_number and parts[2] in UNITS else 0
+    if size <= 0:
+        raise ValueError(
+            "`memory` must be a number of bytes above 0, a text such as '2GB' or '500MiB', or None. "
+            f"Received: {received('memory', memory)}. Leave it out to use half of what is free."
+        )
+    return size
+
+
+def memory_limit(memory: int | None) -> int:
+    """Returns how many bytes a cohort may take beyond what the process has: what was said, or a share of the free."""
+    return memory if memory is not None else int(DEFAULT_SHARE * free_memory())
+
+
+def free_memory() -> int:
+    """Returns the bytes of memory that this process could still get."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [2**33]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" is no number
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(min(free), 2**20)
+
+
+def shown(size: Any) -> str:
+    """Returns a number of bytes as people read it."""
+    return f"{size / 10**9:.3g} GB" if size >= 10**9 else f"{size / 10**6:.3g} MB"

@@ -1,0 +1,114 @@
+"""The metrics of a fit while it runs: an array (member, epoch) for each, filled block by block.
+
+In come the logs of one block after the other; out goes the history. The room exists because of many members the
+history is larger than all else: it is never held twice, and where it is large, it is in a file and not in memory.
+"""
+
+import math
+import mmap
+import os
+import tempfile
+import threading
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from kohort.history import CohortHistory
+
+# A metric of more bytes is kept in a file of the system's folder for temporary files, which goes with the array.
+MOST_BYTES_IN_MEMORY = 2**28
+
+
+class Curves:
+    """The metrics of all members in the epochs of a fit."""
+
+    def __init__(self, seeds: tuple[int, ...], epochs: range) -> None:
+        """Takes no room yet.
+
+        Args:
+            seeds: The seed of each member.
+            epochs: The numbers of all epochs that the fit may run.
+        """
+        self._seeds, self._epochs = seeds, epochs
+        self._arrays: dict[str, np.ndarray] = {}
+        self._files: list[mmap.mmap] = []
+        self._lock = threading.Lock()
+
+    def put(
+        self,
+        members: Int[np.ndarray, " member"],
+        epochs: range,
+        logs: tuple[dict, dict],
+        ran: Int[np.ndarray, " member"],
+        validates: np.ndarray | None,
+    ) -> None:
+        """Takes the logs of some members, each an array (member, epoch, ...).
+
+        Args:
+            members: Their numbers.
+            epochs: The numbers of the epochs.
+            logs: Those of the training and of the validation; they may hold more members and epochs.
+            ran: How many of these epochs each has run: there is NaN from there on.
+            validates: Which epochs validated, (epoch,); None: all.
+        """
+        count, is_over = len(epochs), np.arange(len(epochs)) >= ran[:, None]
+        rows: Any = members if (np.diff(members) != 1).any() else slice(members[0], members[-1] + 1)
+        for part, prefix in zip(logs, ("", "val_"), strict=True):
+            for name, values in part.items():
+                own = np.array(np.asarray(values)[: len(members), :count], np.result_type(values.dtype, np.float16))
+                own[is_over] = np.nan
+                if prefix and validates is not None:
+                    own[:, ~validates[:count]] = np.nan
+                self._array(prefix + name, own)[rows, self._places(epochs)] = own
+        self._release()
+
+    def skip(self, members: Int[np.ndarray, " member"], epochs: range) -> None:
+        """Notes that some members ran none of these epochs."""
+        for array in self._arrays.values():
+            array[members, self._places(epochs)] = np.nan
+        self._release()
+
+    def history(self, stop: int, stopped_epoch: Int[np.ndarray, " member"] | None = None) -> CohortHistory:
+        """Returns what was recorded before the epoch with this number."""
+        count = stop - self._epochs.start
+        metrics = {name: array[:, :count] for name, array in sorted(self._arrays.items())} if count else {}
+        return CohortHistory(metrics, list(self._seeds), list(self._epochs[:count]), stopped_epoch)
+
+    def _places(self, epochs: range) -> slice:
+        return slice(epochs.start - self._epochs.start, epochs.stop - self._epochs.start)
+
+    def _array(self, name: str, like: np.ndarray) -> np.ndarray:
+        with self._lock:
+            if name not in self._arrays:
+                shape = (len(self._seeds), len(self._epochs), *like.shape[2:])
+                self._arrays[name] = self._room(shape, like.dtype)
+            return self._arrays[name]
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        size = math.prod(shape) * dtype.itemsize
+        if size <= MOST_BYTES_IN_MEMORY:
+            return np.empty(shape, dtype)
+        with tempfile.TemporaryFile(prefix="kohort-") as file:
+            _reserve(file.fileno(), size)
+            self._files.append(mmap.mmap(file.fileno(), size))
+        return np.frombuffer(self._files[-1], dtype).reshape(shape)
+
+    def _release(self) -> None:
+        """Lets the system put what was written to files, and use the memory for something else."""
+        for file in self._files:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                file.madvise(mmap.MADV_DONTNEED)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Takes the room on the disk now: without, the first write into a page that finds none ends the process."""
+    try:
+        os.posix_fallocate(file, 0, size) if hasattr(os, "posix_fallocate") else os.truncate(file, size)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"`epochs` must be so few, or the members, that the history has room. Received: a metric of {size} bytes, "
+            f"for which {tempfile.gettempdir()!r} has none ({error.strerror}). "
+            "Set the environment variable TMPDIR to a folder on a larger disk.",
+        ) from error

@@ -1,0 +1,126 @@
+"""Which mapping and which width a fit uses: by rule, by measurement, within memory."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kohort
+from kohort import choice, rounds
+from kohort.choice import check_memory, free_memory
+
+X, Y = kohort.data.moons(64)
+
+
+def network(units=4):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(units, "relu"), layers.Dense(1, "sigmoid")])
+    model.compile("adam", "binary_crossentropy")
+    return model
+
+
+def widths(cohort):
+    return {block.width for block in cohort._members.blocks}
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """What is remembered, in a dict instead of on the disk."""
+    notes = {}
+    monkeypatch.setattr("kohort.disk.remembered", notes.get)
+    monkeypatch.setattr("kohort.disk.remember", notes.__setitem__)
+    return notes
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [(None, None), (5000, 5000), ("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("500k", 500_000), (2e9, 2 * 10**9)],
+)
+def test_memory_is_said_in_bytes_or_as_people_do(said, size):
+    assert check_memory(said) == size
+
+
+@pytest.mark.parametrize("said", ["much", "2XB", 0, -5, True, [1], "GB"])
+def test_what_is_no_memory(said):
+    with pytest.raises(ValueError, match=r"`memory` must be a number of bytes above 0, .* Received: memory="):
+        kohort.Cohort(network(), 2, memory=said)
+
+
+def test_free_memory_is_that_of_a_machine():
+    assert 2**20 <= free_memory() < 2**50
+
+
+@pytest.mark.parametrize("options", [{"mapping": "fast"}, {"mapping": None}, {"mapping": "loop", "exact": True}])
+def test_what_is_no_mapping(options):
+    with pytest.raises(ValueError, match=r"`mapping` must be one of 'auto', 'abreast', .* Received: mapping="):
+        kohort.Cohort(network(), 2, **options)
+
+
+def test_little_memory_makes_narrow_blocks_with_the_same_results():
+    whole, tight = kohort.Cohort(network(), 200), kohort.Cohort(network(), 200, memory="1.6MB")
+    losses = [cohort.fit(X, Y, epochs=2, batch_size=16, verbose=0)["loss"] for cohort in (whole, tight)]
+    assert max(widths(tight)) < max(widths(whole))
+    np.testing.assert_array_equal(*losses)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_no_room_for_one_member_loses_nothing(exact):
+    cohort = kohort.Cohort(network(), 3, memory="3kB", exact=exact)
+    with pytest.raises(ValueError, match=r"`memory` must have room for all members' states and the training of one"):
+        cohort.fit(X, Y, verbose=0)
+    with pytest.raises(RuntimeError, match=r"not trained"):
+        _ = cohort.history
+    roomy = kohort.Cohort(network(), 3, exact=exact)
+    roomy.fit(X, Y, verbose=0)
+    before = roomy.predict(X)
+    roomy._members.settings = roomy._members.settings._replace(memory=3000)
+    with pytest.raises(ValueError, match=r"`memory` must have room"):
+        roomy.fit(X, Y, verbose=0)
+    np.testing.assert_array_equal(roomy.predict(X), before)
+
+
+def measured(monkeypatch, faster):
+    """Lets a fit measure at once, and the named mapping seem the fastest."""
+    monkeypatch.setattr(rounds, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(rounds, "MEASURING_SECONDS", 1e-9)
+    tried = []
+
+    class Measured(choice.Choice):
+        def measure(self, seconds_of):
+            def seconds(mapping):
+                tried.append((mapping, seconds_of(mapping) > 0))
+                return 1.0 if mapping == faster else 2.0
+
+            super().measure(seconds)
+
+    monkeypatch.setattr(rounds, "Choice", Measured)
+    return tried
+
+
+@pytest.mark.parametrize(("units", "candidates"), [(4, ["abreast", "vectorized"]), (600, ["vectorized", "loop"])])
+def test_a_measurement_decides_and_is_remembered(monkeypatch, noted, units, candidates):
+    tried = measured(monkeypatch, faster=candidates[1])
+    model = network(units)
+    expected = kohort.Cohort(model, 4, mapping=candidates[0]).fit(X, Y, epochs=6, verbose=0)
+    cohort = kohort.Cohort(model, 4)
+    history = cohort.fit(X, Y, epochs=6, verbose=0)
+    assert tried == [(candidate, True) for candidate in candidates]
+    np.testing.assert_allclose(history["loss"], expected["loss"], atol=1e-4)
+    assert list(noted.values()) == [candidates[1]]
+    cohort.fit(X, Y, epochs=6, verbose=0)
+    kohort.Cohort(network(units), 4).fit(X, Y, epochs=6, verbose=0)  # as in another process
+    assert len(tried) == 2
+
+
+def test_a_small_gain_changes_nothing(monkeypatch, noted):
+    measured(monkeypatch, faster="vectorized")
+    monkeypatch.setattr(choice, "CLEAR_GAIN", 3.0)
+    kohort.Cohort(network(), 4).fit(X, Y, epochs=6, verbose=0)
+    assert list(noted.values()) == ["abreast"]
+
+
+def test_a_mapping_that_was_set_is_not_measured(monkeypatch, noted):
+    tried = measured(monkeypatch, faster="loop")
+    kohort.Cohort(network(), 4, mapping="vectorized").fit(X, Y, epochs=6, verbose=0)
+    kohort.Cohort(network(), 2, exact=True).fit(X, Y, epochs=6, verbose=0)
+    assert not tried
+    assert not noted

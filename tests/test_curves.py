@@ -1,0 +1,70 @@
+"""The metrics of a fit while it runs: who puts what where, and large ones in a file."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from kohort import curves
+from kohort.curves import Curves
+
+EVERY = range(5, 9)
+
+
+def logs(members, epochs, first=0.0):
+    values = first + np.arange(members * epochs, dtype="float32").reshape(members, epochs)
+    return {"loss": values}, {"loss": -values}
+
+
+def put(metrics, members, epochs, ran=None, validates=None):
+    ran = np.full(len(members), len(epochs)) if ran is None else np.array(ran)
+    metrics.put(np.array(members), epochs, logs(len(members) + 1, len(epochs) + 2), ran, validates)
+
+
+def test_members_find_their_rows_and_nan_where_nothing_was_recorded():
+    metrics = Curves((10, 11, 12, 13), EVERY)
+    put(metrics, [0, 2], range(5, 7), validates=np.array([False, True, False]))
+    put(metrics, [3], range(5, 7), ran=[1])
+    metrics.skip(np.array([1]), range(5, 7))
+    history = metrics.history(7, np.array([-1, 4, -1, 5]))
+    nan = np.nan
+    np.testing.assert_array_equal(history["loss"], [[0, 1], [nan, nan], [4, 5], [0, nan]])
+    np.testing.assert_array_equal(history["val_loss"], [[nan, -1], [nan, nan], [nan, -5], [-0.0, nan]])
+    assert list(history) == ["loss", "val_loss"]
+    assert (history.seeds, history.epoch) == ([10, 11, 12, 13], [5, 6])
+    assert history["loss"].dtype == np.float32
+
+
+def test_a_history_of_no_epochs_has_no_metrics():
+    metrics = Curves((1, 2), EVERY)
+    put(metrics, [0, 1], range(5, 6))
+    assert dict(metrics.history(5)) == {}
+
+
+def test_whole_numbers_become_such_that_know_nan():
+    metrics = Curves((1,), EVERY)
+    metrics.put(np.array([0]), range(5, 6), ({"count": np.ones((1, 1), int)}, {}), np.array([1]), None)
+    assert metrics.history(6)["count"].dtype == np.float64
+
+
+def test_large_metrics_are_in_a_file_that_nobody_sees(monkeypatch, tmp_path):
+    monkeypatch.setattr(curves, "MOST_BYTES_IN_MEMORY", 8)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    metrics = Curves((1, 2), EVERY)
+    put(metrics, [0, 1], range(5, 7))
+    put(metrics, [0, 1], range(7, 9))
+    history = metrics.history(9)
+    del metrics
+    np.testing.assert_array_equal(history["loss"], [[0, 1, 0, 1], [4, 5, 4, 5]])
+    assert not os.listdir(tmp_path)
+
+
+def test_no_room_on_the_disk_is_said_at_once(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(curves, "MOST_BYTES_IN_MEMORY", 8)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match=r"must be so few.*a metric of 32 bytes.*No space left.*TMPDIR"):
+        put(Curves((1, 2), EVERY), [0, 1], range(5, 6))

@@ -1,0 +1,115 @@
+"""The program of many members, against the program of one, which is the truth here."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kohort
+from kohort import data, engine, keras_internals, mapping
+from kohort.checks import Recipe
+from kohort.engine import Schedule
+from kohort.template import Template
+
+RNG = np.random.default_rng(5)
+MEMBERS = 8
+KINDS = ("abreast", "vectorized", "loop")
+
+
+def network(*middle):
+    model = keras.Sequential([keras.Input((2,)), *middle, layers.Dense(1, "sigmoid")])
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def of_one(block, member):
+    return jax.tree.map(lambda a: a[member], block)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("middle", [[layers.Dense(4, "relu")], [layers.Dense(3, "tanh"), layers.Dropout(0.3)]])
+def test_many_members_train_as_each_by_itself(middle, shuffle, kind):
+    x, y = data.moons(20)
+    inputs = data.inputs(network(*middle), x, y, None, (x[:7], y[:7]), Recipe(batch_size=8))
+    template = Template(network(*middle)).built_for(inputs)
+    state = template.initial(tuple(range(MEMBERS)), {})
+    functions = keras_internals.functions(template.network)
+    rows = np.array([[RNG.permutation(20) for _ in range(4)] for _ in range(MEMBERS)], np.uint8)
+    schedule = Schedule(rows, validation_rows=rows[:, 0, :7] % 7) if shuffle else Schedule()
+    cuts, batches = (inputs.cut, inputs.validation_cut, 4), (inputs.training.batch, inputs.validation.batch)
+
+    def make(functions, _):
+        return engine.epochs_program(functions, *cuts)
+
+    result = jax.jit(mapping.of_block(make, functions, kind))(state, *batches, schedule, 3)
+    alone = jax.jit(make(functions, None))
+    for member in range(MEMBERS):
+        expected = alone(of_one(state, member), *batches, of_one(schedule, member), 3)
+        jax.tree.map(
+            lambda e, r: np.testing.assert_allclose(e, r, rtol=1e-4, atol=1e-5), expected, of_one(result, member)
+        )
+
+
+@pytest.mark.parametrize("kind", ["vectorized", "loop"])
+def test_guided_members_stop_alike_in_all_mappings(kind):
+    x, y = data.moons(60)
+    model = network(layers.Dense(4, "relu"))
+    model.compile(keras.optimizers.SGD(0.5), "binary_crossentropy")
+    callbacks = [
+        keras.callbacks.EarlyStopping("val_loss", patience=1, min_delta=0.01, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", patience=1, factor=0.5),
+        keras.callbacks.TerminateOnNaN(),
+    ]
+
+    def trained(kind):
+        cohort = kohort.Cohort(model, 12, mapping=kind)
+        history = cohort.fit(x, y, epochs=15, callbacks=callbacks, validation_split=0.25, verbose=0)
+        return history, cohort.predict(x)
+
+    expected, outputs = trained("abreast")
+    assert len(set(expected.stopped_epoch.tolist())) > 2
+    history, others = trained(kind)
+    np.testing.assert_array_equal(history.stopped_epoch, expected.stopped_epoch)
+    np.testing.assert_allclose(others, outputs, atol=1e-4)
+    for name in expected:
+        np.testing.assert_allclose(history[name], expected[name], atol=1e-4)
+
+
+@pytest.mark.parametrize(("hidden", "is_small"), [((8, 8), True), ((32, 32), False)])
+def test_small_networks_go_abreast_in_wide_blocks(hidden, is_small):
+    x, y = data.moons(40)
+    model = network(*(layers.Dense(units, "relu") for units in hidden))
+    inputs = data.inputs(model, x, y, None, None, Recipe(batch_size=32))
+    template = Template(model).built_for(inputs)
+    form = template.programs.form(inputs, keras_internals.read_state(template.network))
+    assert form.is_small == is_small
+    assert form.largest_bytes == 4 * 32 * max(hidden)
+    assert form.width == {8: 64, 32: 16}[hidden[0]]
+
+
+SPREAD = """
+import keras, kohort, jax, numpy as np
+assert len(jax.devices()) == 4
+x, y = kohort.data.moons(60)
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1, "sigmoid")])
+model.compile("adam", "binary_crossentropy")
+stop = [keras.callbacks.EarlyStopping("loss", patience=0, min_delta=0.004)]
+for callbacks in (None, stop):
+    cohorts = [kohort.Cohort(model, 41, mapping=kind) for kind in ("auto", "sharded", "vectorized")]
+    losses = [c.fit(x, y, epochs=5, batch_size=16, callbacks=callbacks, verbose=0)["loss"] for c in cohorts]
+    [np.testing.assert_allclose(loss, losses[2], atol=1e-5) for loss in losses[:2]]
+    leaf = jax.tree.leaves(cohorts[0]._members.trained.states)[0]
+    assert callbacks or len(leaf.sharding.device_set) == 4, leaf.sharding
+"""
+
+
+def test_members_are_spread_over_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
