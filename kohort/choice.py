@@ -22,6 +22,7 @@ from kohort.lots import Ahead, Lot
 from kohort.mapping import MAPPINGS, WIDEST, Form
 from kohort.members import Members, Trained, cores
 from kohort.programs import shapes_of
+from kohort.template import Template
 
 # Another mapping has to be so much faster, or the one that the rule names stays.
 CLEAR_GAIN = 1.2
@@ -31,11 +32,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 
 
 class Choice:
-    """The mapping and the width of the blocks of one fit."""
+    """The mapping and the width of the blocks of those members of a fit that are made from one template."""
 
-    def __init__(self, members: Members, ahead: Ahead) -> None:
+    def __init__(self, members: Members, ahead: Ahead, template: Template) -> None:
         """Chooses by what was measured once for such a network and such data, or else by rule."""
-        template = members.templates[0]
         state = keras_internals.read_state(template.network)
         self.form: Form = template.programs.form(ahead.data, state)
         self._kept: dict[str, str] = template.programs.once(("mapping", shapes_of(ahead.data)), dict)

@@ -440,7 +440,7 @@ class Cohort(Results):
         """
         check_backend("kohort.Cohort")
         kept = saving.load(path, custom_objects)
-        cohort = cls(kept.model, kept.seeds, exact=kept.exact)
+        cohort = cls(kept.model, kept.seeds, exact=kept.exact, mapping=kept.mapping)
         kept.put_into(cohort._members)
         return cohort
 

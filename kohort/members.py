@@ -76,10 +76,10 @@ class Members:
         self._lots = [(kind, lot) for (kind, _), lot in together.items()]
         self.trained: Trained | None = None
         self.single: Members | None = None  # of members that stand once for each fold: each of them once
-        self._take(self._cut(WIDEST))
+        self._take(self._cut([WIDEST] * len(templates)))
 
-    def _cut(self, width: int) -> list[Block]:
-        return [b for i, (kind, lot) in enumerate(self._lots) for b in cut_into_blocks(lot, kind, i, width)]
+    def _cut(self, widths: list[int]) -> list[Block]:
+        return [b for i, (kind, lot) in enumerate(self._lots) for b in cut_into_blocks(lot, kind, i, widths[kind])]
 
     def _take(self, wide_blocks: list[Block]) -> None:
         self.wide_blocks = wide_blocks
@@ -87,9 +87,9 @@ class Members:
         self.blocks = [singles[member] for member in sorted(singles)] if self.exact else wide_blocks
         self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
 
-    def cut_anew(self, width: int) -> None:
-        """Cuts the members into blocks of at most this width, those that are trained with their states."""
-        blocks = self._cut(width)
+    def cut_anew(self, widths: list[int]) -> None:
+        """Cuts the members of each kind into blocks of at most so many, those that are trained with their states."""
+        blocks = self._cut(widths)
         if blocks == self.wide_blocks:
             return
         states = None if self.trained is None else self.join(self.trained.states)

@@ -56,13 +56,14 @@ class Rounds:
         if members.trained is None:
             members.templates = [template.built_for(data) for template in members.templates]
         self.ahead = Ahead(members, data, recipe, shares or Shares())
-        self.choice = Choice(members, self.ahead)
-        members.cut_anew(self.choice.width)
+        self.choices = [Choice(members, self.ahead, template) for template in members.templates]
+        widths = [choice.width for choice in self.choices]
+        members.cut_anew(widths)
         self.lots = self._lots(callbacks)
         begun = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
-        while (width := self.choice.within_memory(self.lots[0], begun)) is not None:
+        while (narrower := self._within_memory(begun, widths)) != widths:
             states = members.join(begun.states)
-            members.cut_anew(width)
+            members.cut_anew(widths := narrower)
             begun = begun._replace(states=members.cut(states))
             self.lots = self._lots(callbacks)
         self.begun, self.guide = begun, self.lots[0].guide  # those of other lots differ in places only
@@ -78,6 +79,17 @@ class Rounds:
         self.capacity = self.ahead.capacity(widest, self.members.settings.memory)
         return [Lot(self.members, of_lot, self.ahead, callbacks, self.capacity) for of_lot in places.values()]
 
+    def _choice(self, lot: Lot) -> Choice:
+        return self.choices[self.members.blocks[lot.places[0]].kind]
+
+    def _within_memory(self, begun: Trained, widths: list[int]) -> list[int]:
+        """Returns widths of blocks, for each kind of member, for which there is room."""
+        narrower = list(widths)
+        for lot in self.lots:
+            kind = self.members.blocks[lot.places[0]].kind
+            narrower[kind] = min(narrower[kind], self._choice(lot).within_memory(lot, begun) or narrower[kind])
+        return narrower
+
     def _begin(self) -> Trained:
         """Returns the members as they begin, with the batch read that Keras reads to build losses and metrics."""
         begun = self.members.begin()
@@ -90,7 +102,7 @@ class Rounds:
 
     @property
     def _programs(self) -> list:
-        return [lot.program(self.choice.mapping) for lot in self.lots]
+        return [lot.program(self._choice(lot).mapping) for lot in self.lots]
 
     def _known(self, *key: Any) -> Pace:
         """Returns a pace that was measured with such programs and data, in an earlier fit or in this one."""
@@ -139,14 +151,18 @@ class Rounds:
         return trained.history
 
     def _measure(self, remaining: int) -> None:
-        """Tries the mappings on one block, if what is left is long enough; the results are dropped."""
-        number, block = self._blocks()[0]
-        first = self._first_call(number, len(block.members)).seconds_per_epoch
-        per_epoch = self.pace.seconds_per_epoch
-        if self.choice.is_settled or not first or not per_epoch or remaining * per_epoch < WORTH_MEASURING * first:
-            return
-        lot, share = self.lots[number], per_epoch * cores() / len(self._blocks())
-        count = max(1, min(self.capacity, int(MEASURING_SECONDS / share)))
+        """Tries the mappings on one block of each kind, if what is left is long enough; the results are dropped."""
+        for number, block in self._blocks():
+            choice, per_epoch = self._choice(self.lots[number]), self.pace.seconds_per_epoch
+            first = self._first_call(number, len(block.members)).seconds_per_epoch
+            if choice.is_settled or not first or not per_epoch or remaining * per_epoch < WORTH_MEASURING * first:
+                continue
+            count = int(MEASURING_SECONDS * len(self._blocks()) / (per_epoch * cores()))
+            choice.measure(self._timed(self.lots[number], block, max(1, min(self.capacity, count))))
+            self.pace = self._pace(self._packings())
+
+    def _timed(self, lot: Lot, block: Block, count: int) -> Callable[[str], float]:
+        """Returns what tells the seconds of a call of so many epochs, by its mapping."""
         arguments = lot.blank_arguments(block.carry[0], len(block.members), count)
 
         def seconds_of(mapping: str) -> float:
@@ -157,8 +173,7 @@ class Rounds:
                 seconds.append(time.perf_counter() - start)
             return min(seconds)
 
-        self.choice.measure(seconds_of)
-        self.pace = self._pace(self._packings())
+        return seconds_of
 
     def _lanes(self, lot: Lot, trained: Trained) -> Lanes:
         width = self.members.blocks[lot.places[0]].width
@@ -241,7 +256,7 @@ class Rounds:
         schedule = lot.schedule(block, lanes.goes_on, len(epochs), before, drawn)
         validates = lot.validates(epochs)
         arguments = lot.arguments(block, schedule._replace(validates=validates), epochs, rates)
-        result = lot.call(self.choice.mapping, block, arguments, interrupt)
+        result = lot.call(self._choice(lot).mapping, block, arguments, interrupt)
         if result is None:
             return None
         carry, logs = result

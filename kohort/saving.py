@@ -20,6 +20,7 @@ from kohort.engine import State
 from kohort.files import Contents
 from kohort.generators import MemberGenerators, Owed
 from kohort.history import CohortHistory
+from kohort.mapping import MAPPINGS
 from kohort.members import Members, Trained
 from kohort.template import preserved_generators
 
@@ -78,6 +79,7 @@ def contents_of(members: Members, trained: Trained) -> Contents:
         **blueprint.described(template.network, _unkept),
         "decay_exclusions": keras_parts.decay_exclusions(template.network),
         "exact": members.exact,
+        "mapping": members.settings.mapping,
         "batch": _skeleton(template.batch, rows),
         "metrics": list(history),
         "owed": [[rows, np.asarray(times).tolist()] for rows, times in owed],
@@ -126,6 +128,7 @@ class Kept(NamedTuple):
     model: keras.Model
     seeds: list[int]
     exact: bool
+    mapping: str
     contents: Contents
 
     def put_into(self, members: Members) -> None:
@@ -156,7 +159,9 @@ def load(path: Any, custom_objects: Mapping[str, Any] | None) -> Kept:
         _check_settings(place, about)
         _check_parts(place, [about["model"], about["compiled"]], customs)
         _check_shapes(place, contents)
-        return Kept(_built(about), contents.arrays["seeds"].tolist(), bool(about["exact"]), contents)
+        mapping = about.get("mapping")  # earlier files hold none
+        mapping = mapping if mapping in MAPPINGS and not about["exact"] else "auto"
+        return Kept(_built(about), contents.arrays["seeds"].tolist(), bool(about["exact"]), mapping, contents)
 
 
 class _Refusal(ValueError):

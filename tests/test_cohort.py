@@ -192,7 +192,7 @@ def test_cohort_of_many_equals_cohorts_of_one(exact):
 
 def test_blocks_do_not_change_a_bit(monkeypatch):
     whole = trained(range(30))
-    monkeypatch.setattr("kohort.members.WIDEST_BLOCK", 8)
+    monkeypatch.setattr("kohort.mapping.WIDEST", 8)
     cut = trained(range(30))
     assert len(cut._members.blocks) > len(whole._members.blocks)
     np.testing.assert_array_equal(whole.history["loss"], cut.history["loss"])

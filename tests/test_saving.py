@@ -170,9 +170,19 @@ def test_all_that_training_leaves_is_kept():
     assert vars(history).keys() == {"history", "seeds", "epoch", "stopped_epoch"}
     # Blocks and places follow from the seeds; more than these a roster has only where `save` refuses it.
     assert vars(cohort._members).keys() == {
-        "templates", "roster", "exact", "wide_blocks", "blocks", "_places", "trained", "single",
+        "templates", "roster", "exact", "settings", "_lots", "wide_blocks", "blocks", "_places", "trained", "single",
     }  # fmt: skip
+    assert cohort._members.settings._fields == ("exact", "mapping", "memory")  # of which memory is the machine's
     assert cohort._members.roster._fields == ("seeds", "varied", "kinds", "folds")
+
+
+def test_the_mapping_that_was_set_is_kept(tmp_path):
+    x, y = kohort.data.xor()
+    for mapping in ("auto", "loop"):
+        cohort = kohort.Cohort(dense(), 2, mapping=mapping)
+        cohort.fit(x, y, epochs=2, verbose=0)
+        cohort.save(tmp_path / "mapped.kohort")
+        assert kohort.Cohort.load(tmp_path / "mapped.kohort")._members.settings.mapping == mapping
 
 
 def test_where_members_have_stopped_is_kept(tmp_path):
