@@ -119,6 +119,25 @@ def test_a_fit_goes_on_where_it_stopped(name, fit, exact, tmp_path):
         assert differences(left(whole)[2:4], left(loaded)[2:4]) == []
 
 
+@pytest.mark.parametrize("options", [{"jit_compile": False}, {"run_eagerly": True}, {"steps_per_execution": 2}])
+def test_a_loaded_cohort_runs_its_steps_as_it_did(options, tmp_path):
+    """Operation by operation, to the bit, where the model was compiled so; each member is a model compiled so, too."""
+
+    def compiled_as(model):
+        return model.jit_compile, model.run_eagerly, model.steps_per_execution
+
+    stack = [layers.Dense(7, "tanh"), layers.BatchNormalization(), layers.Dense(1)]
+    model = sequential(*stack, **options)
+    cohort = kohort.Cohort(model, [5, 7], exact=True)
+    fitted(cohort, "dense", "small", 2)
+    cohort.save(tmp_path / "a.kohort")
+    loaded = kohort.Cohort.load(tmp_path / "a.kohort")
+
+    assert compiled_as(loaded.member(7)) == compiled_as(cohort.member(7)) == compiled_as(model)
+    assert differences(fitted(cohort, "dense", "small", 3), fitted(loaded, "dense", "small", 3)) == []
+    assert differences(left(cohort), left(loaded)) == []
+
+
 def test_what_is_loaded_answers_as_what_was_saved(tmp_path):
     cohort = kohort.Cohort(noisy(), 10)
     fitted(cohort, "noisy", "small", 2)

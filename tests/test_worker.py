@@ -122,4 +122,7 @@ def test_it_ends_when_nobody_is_there(parent):
             channel.send({"do": "start"})
             assert channel.receive()[0]["python"] == sys.version
             ours.shutdown(socket.SHUT_RDWR)
-        assert process.wait(60) == 0
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

@@ -194,6 +194,13 @@ FAULTS = [
         "        keras_internals.attach(self.variables, self.state)\n",
         (f"{TRAINING}test_a_callback[checkpoint]",),
     ),
+    Fault(
+        "half-an-epoch-kept-at-ctrl-c",
+        "kohort/training.py",
+        "            keras_internals.attach(self.variables, before)\n            return 0",
+        "            return 0",
+        (f"{TRAINING}test_ctrl_c_between_pieces_leaves_the_last_finished_epoch[after-the-second]",),
+    ),
     # falling back
     Fault(
         "checkpoints-inside-an-epoch-not-saved",
