@@ -29,6 +29,7 @@ from kohort.membership import (
     check_seeds,
     warn_of_fixed_seeds,
 )
+from kohort.progress import told
 from kohort.results import Results
 from kohort.roster import crossed
 from kohort.rounds import Rounds
@@ -241,7 +242,14 @@ class Cohort(Results):
         listeners = Listeners(listed, self, {"epochs": epochs, "steps": steps, "verbose": verbose})
         rounds = Rounds(members, data, recipe, verbose, listeners, listed, shares)
         self._members, self._splits, self._shares = members, splits, shares
-        return rounds.train()
+        before = members.trained
+        rounds.progress.begin(initial_epoch)
+        try:
+            return rounds.train()
+        except KeyboardInterrupt as error:
+            after = members.trained
+            finished = [] if after is None or after is before else after.history.epoch
+            raise told(error, "each member", finished[-1] + 1 if len(finished) else None, epochs) from None
 
     @property
     def _template(self) -> Template:

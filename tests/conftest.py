@@ -7,11 +7,14 @@ import atexit
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in the background
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the folder of the main process
     _cache = tempfile.mkdtemp(prefix="kohort-tests-")

@@ -214,9 +214,7 @@ def test_models_are_keras_own(tmp_path):
     assert pickle.loads(pickle.dumps(model)).fit(**FIT, verbose=0).epoch == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("verbose", "shown"), [("auto", "4/4"), (1, "4/4"), (2, "Epoch 1/4 - accuracy"), (0, "")], ids=str
-)
+@pytest.mark.parametrize(("verbose", "shown"), [("auto", "4/4"), (1, "4/4"), (2, "\nEpoch 2/4 - "), (0, "")], ids=str)
 def test_progress_is_shown(verbose, shown, capsys):
     with kohort.install(strict=True):
         build().fit(**FIT, verbose=verbose)

@@ -267,6 +267,28 @@ FAULTS = [
         "half-way.\n                if not (self.has_callbacks or interrupt):\n",
         (f"{PROMISES}test_interrupt_leaves_the_model_at_the_end_of_an_epoch",),
     ),
+    # what is shown
+    Fault(
+        "bars-drawn-into-files",
+        "kohort/progress.py",
+        "        if self.verbose == 1 and shows_bars():",
+        "        if self.verbose == 1:",
+        ("tests/test_progress.py::test_in_a_file_there_is_a_plain_line_now_and_then",),
+    ),
+    Fault(
+        "rate-of-compiling-told",
+        "kohort/progress.py",
+        "math.inf if is_mostly_compiling else BAR_SECONDS",
+        "BAR_SECONDS",
+        ("tests/test_progress.py",),
+    ),
+    Fault(
+        "ctrl-c-says-nothing",
+        "kohort/progress.py",
+        "        return KeyboardInterrupt(text)",
+        "        return error",
+        ("tests/test_progress.py::test_ctrl_c_says_what_is_left",),
+    ),
     # the switch
     Fault(
         "uninstall-forgets-to-restore",
