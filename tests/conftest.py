@@ -14,8 +14,6 @@ import tempfile
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in the background
-
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit the folder of the main process
     _cache = tempfile.mkdtemp(prefix="kohort-tests-")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
@@ -30,6 +28,7 @@ import pytest
 # own here, or a check of kohort's annotations would count as a draw that kohort makes.
 beartype_code.getrandbits = random.Random(0).getrandbits
 jaxtyping.install_import_hook("kohort", "beartype.beartype")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in the background
 pytest.register_assert_rewrite("oracle")  # so that its assertions, too, show what differs
 
 
