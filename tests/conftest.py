@@ -41,6 +41,14 @@ def generators_restored():
     np.random.set_state(numpy_state)
 
 
+@pytest.fixture
+def annotations_unchecked():
+    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(autouse=True)
 def figures_closed():
     """Closes what the test drew."""

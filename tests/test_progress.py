@@ -171,6 +171,16 @@ def test_fits_show_it(fit, capsys, terminal):
     assert "loss" in ended
 
 
+@pytest.mark.parametrize(("verbose", "shown"), [("auto", "4/4"), (1, "4/4"), (2, "\nEpoch 2/4 - "), (0, "")], ids=str)
+def test_the_switch_shows_it(verbose, shown, capsys):
+    with kohort.install(strict=True):
+        build().fit(X, Y, epochs=4, verbose=verbose)
+
+    printed = capsys.readouterr().out
+    assert shown in printed
+    assert ("loss" in printed) == (verbose != 0)
+
+
 def test_ctrl_c_says_what_is_left(monkeypatch):
     """In few lines: the frames in which it was held back are of no use to anybody."""
     model, cohort = build(), kohort.Cohort(build(), 3)

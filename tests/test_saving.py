@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 
-import jaxtyping
 import keras
 import numpy as np
 import pytest
@@ -26,12 +25,7 @@ X = RNG.normal(size=(24, 2)).astype("float32")
 Y = (X[:, 0] * X[:, 1] > 0).astype("float32")
 
 
-@pytest.fixture(autouse=True)
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
 
 def sequential(*stack, optimizer="adam", loss="mse", **options):
