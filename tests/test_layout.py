@@ -34,6 +34,7 @@ ROOMS = [
     "engine",
     "rules",
     "mapping",
+    "structures",
     "wire",
     "generators",
     "python_code",
@@ -89,6 +90,7 @@ WITHOUT = {
     "survival": {"keras", "jax"},
     "comparison": {"keras", "jax"},
     "notebook": {"keras", "jax", "matplotlib"},
+    "structures": {"keras", "jax"},
     "wire": {"keras", "jax"},
     "blueprint": {"jax"},
     "remote": {"jax"},
@@ -352,6 +354,13 @@ def test_private_parts_of_keras_stay_in_their_room(path):
 @each_module
 def test_budgets(path):
     assert budget_complaints(path.read_text()) == []
+
+
+def test_no_file_beside_the_package_is_too_long():
+    folders = ("benchmarks", "conformance", "examples", "mutants", "tests")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+    assert {named(path): n for path in files if (n := len(path.read_text().splitlines())) > MODULE_LINES} == {}
 
 
 @each_module
