@@ -179,7 +179,8 @@ class Cohort(Results):
             y: Targets, likewise.
             batch_size: Samples per step; 32 if not given.
             epochs: The epoch to stop after.
-            verbose: 0 silent, 1 or "auto" one progress bar with the median of each metric, 2 one line per epoch.
+            verbose: 0 silent, 1 or "auto" one progress bar with the median of each metric (in a file, a line now and
+                then), 2 one line per epoch.
             callbacks: Keras callbacks that act at epochs: one, or a list of them.
             validation_split: Share of the last rows that validate, in [0, 1).
             validation_data: Tuple (x, y) or (x, y, sample_weight).

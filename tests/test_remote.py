@@ -226,6 +226,16 @@ def test_the_worker_forgets_what_is_gone_here():
     assert remote.worker()._tokens == {}
 
 
+@pytest.mark.slow
+def test_memory_of_the_worker_is_flat_over_refits():
+    model, pages = build(), []
+    for _ in range(1000):
+        kohort.fit(model, verbose=0, **FIT)
+        pages.append(int(Path(f"/proc/{remote.worker().process.pid}/statm").read_text().split()[1]))
+
+    assert (pages[-1] - pages[9]) * os.sysconf("SC_PAGE_SIZE") < 20e6
+
+
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
