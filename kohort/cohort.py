@@ -251,6 +251,8 @@ class Cohort(Results):
             after = members.trained
             finished = [] if after is None or after is before else after.history.epoch
             raise told(error, "each member", finished[-1] + 1 if len(finished) else None, epochs) from None
+        finally:
+            rounds.progress.finish()
 
     @property
     def _template(self) -> Template:

@@ -134,11 +134,12 @@ class Progress:
         self._show(is_over=False)
 
     def finish(self) -> None:
-        """Ends the bar's line, or tells of the last epoch."""
+        """Ends the bar's line, or tells of the last epoch; the second time it does nothing."""
         if self.last is not None:
             self._show(is_over=True)
         elif self.bar is not None:  # no epoch was finished
             print_message("")
+        self.bar = self.last = None
 
     def _show(self, is_over: bool) -> None:
         if self.verbose == 0 or self.last is None:

@@ -118,6 +118,15 @@ def test_a_line_that_was_begun_is_ended(terminal, capsys):
     bar.begin(0)
     bar.finish()
 
+    bar.finish()
+    assert shown(capsys) == ["Epoch 1/3 ...", ""]
+
+
+def test_a_cohort_that_fails_ends_the_line(terminal, capsys):
+    failing = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: {}["mine"])
+    with pytest.raises(KeyError, match="mine"):
+        kohort.Cohort(build(), 2).fit(X, Y, epochs=3, verbose=1, callbacks=[failing])
+
     assert shown(capsys) == ["Epoch 1/3 ...", ""]
 
 
