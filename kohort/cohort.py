@@ -29,6 +29,7 @@ from kohort.membership import (
     check_seeds,
     warn_of_fixed_seeds,
 )
+from kohort.progress import told
 from kohort.results import Results
 from kohort.roster import crossed
 from kohort.rounds import Rounds
@@ -178,7 +179,8 @@ class Cohort(Results):
             y: Targets, likewise.
             batch_size: Samples per step; 32 if not given.
             epochs: The epoch to stop after.
-            verbose: 0 silent, 1 or "auto" one progress bar with the median of each metric, 2 one line per epoch.
+            verbose: 0 silent, 1 or "auto" one progress bar with the median of each metric (in a file, a line now and
+                then), 2 one line per epoch.
             callbacks: Keras callbacks that act at epochs: one, or a list of them.
             validation_split: Share of the last rows that validate, in [0, 1).
             validation_data: Tuple (x, y) or (x, y, sample_weight).
@@ -241,7 +243,16 @@ class Cohort(Results):
         listeners = Listeners(listed, self, {"epochs": epochs, "steps": steps, "verbose": verbose})
         rounds = Rounds(members, data, recipe, verbose, listeners, listed, shares)
         self._members, self._splits, self._shares = members, splits, shares
-        return rounds.train()
+        before = members.trained
+        rounds.progress.begin(initial_epoch)
+        try:
+            return rounds.train()
+        except KeyboardInterrupt as error:
+            after = members.trained
+            finished = [] if after is None or after is before else after.history.epoch
+            raise told(error, "each member", finished[-1] + 1 if len(finished) else None, epochs) from None
+        finally:
+            rounds.progress.finish()
 
     @property
     def _template(self) -> Template:

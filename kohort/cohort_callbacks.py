@@ -92,10 +92,11 @@ class Listeners:
 
     def tell(self, interrupt: Interrupt, hook: str, *args: Any) -> None:
         """Calls this method of all of them; Ctrl-C is heard meanwhile."""
+        logs: tuple = ({},) if hook.endswith("begin") else ()  # as from Keras, whose callers need not name them
         if self._callbacks:
             with interrupt.opened():
                 for callback in self._callbacks:
-                    getattr(callback, hook)(*args)
+                    getattr(callback, hook)(*args, *logs)
 
     @property
     def stop(self) -> bool:

@@ -85,7 +85,8 @@ def fit(
         y: Targets, likewise; none beside a stream, whose batches are tuples (x, y) or (x, y, sample_weight).
         batch_size: Samples per step; 32 if not given.
         epochs: The epoch to stop after, as in Keras.
-        verbose: 0 silent, 1 or "auto" one progress bar over all epochs, 2 one line per epoch.
+        verbose: 0 silent, 1 or "auto" one progress bar over all epochs (in a file, a line now and then), 2 one line per
+                epoch.
         callbacks: Keras callbacks. Those that act at epochs are called as by Keras, one epoch per program call.
         validation_split: Share of the last rows that validate, in [0, 1).
         validation_data: Tuple (x, y) or (x, y, sample_weight), or a stream.

@@ -32,11 +32,14 @@ from keras.src.trainers.data_adapters import (
     is_tf_dataset,
     is_torch_dataloader,
 )
+from keras.src.utils import io_utils
 
 from kohort.engine import Functions, State
 from kohort.rounding import op_by_op
 
 SEEN_WITH = "3.15.1"
+
+print_message = io_utils.print_msg  # to the log, where `keras.config.disable_interactive_logging()` has been called
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import inspect
 import threading
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -45,40 +45,52 @@ PREPARES_DATA = keras.layers.Discretization.__module__.rpartition(".")[0]
 
 def somebody_elses(*things: Any) -> str | None:
     """Names the first code, reachable from these things, that Keras would run at a step and did not write itself."""
-    survey = Survey()
-    return next(filter(None, map(survey.foreign, things)), None)
+    return Survey().foreign(*things)
 
 
 def settings(*things: Any) -> list[Any]:
     """Returns all settings of parts that are reachable from these things, other than the values of variables."""
     survey = Survey()
-    for thing in things:
-        survey.foreign(thing)
+    survey.foreign(*things)
     return [keras.config.floatx(), keras.config.epsilon(), *survey.settings]
 
 
 class Survey:
-    """A walk over all that is reachable from some things."""
+    """A walk over all that is reachable from some things, the nearest first: there somebody else's code mostly is."""
 
     def __init__(self) -> None:
         """Has seen nothing yet."""
         self.settings: list[Any] = []
         self._known: dict[int, Any] = {}
         self._patches: dict[type, str | None] = {}
+        self._members: list[Any] = []
 
-    def foreign(self, thing: Any) -> str | None:
-        """Names what runs somebody else's code in this thing, or returns None and notes the settings."""
-        if isinstance(thing, PLAIN):
-            self.settings.append(thing)
-            return None
-        if isinstance(thing, ARRAYS):
-            self.settings.append(np.asarray(thing).tobytes())
-            return None
-        if isinstance(thing, IDLE) or id(thing) in self._known:
-            return None
-        self._known[id(thing)] = thing
-        self.settings.append(f"{type(thing).__name__} {getattr(thing, '__qualname__', '')}")
-        return self._own(thing) or next(filter(None, map(self.foreign, parts(thing))), None)
+    def foreign(self, *things: Any) -> str | None:
+        """Names what runs somebody else's code in these things, or returns None and notes the settings."""
+        level = self._unknown(things)
+        while level:
+            found = next(filter(None, map(self._own, level)), None)
+            if found:
+                return found
+            held = [list(parts(thing)) for thing in level]
+            level = [thing for each in (*held, self._members) for thing in self._unknown(each)]
+            self._members = []
+        return None
+
+    def _unknown(self, things: Sequence[Any]) -> list[Any]:
+        """Returns the things that are still to be looked at, and notes what they are, or their values."""
+        unknown = []
+        self.settings.append(len(things))
+        for thing in things:
+            if isinstance(thing, PLAIN):
+                self.settings.append(thing)
+            elif isinstance(thing, ARRAYS):
+                self.settings.append(np.asarray(thing).tobytes())
+            elif not isinstance(thing, IDLE) and id(thing) not in self._known:
+                self._known[id(thing)] = thing
+                self.settings.append(f"{type(thing).__name__} {getattr(thing, '__qualname__', '')}")
+                unknown.append(thing)
+        return unknown
 
     def _own(self, thing: Any) -> str | None:
         """Names the code of the thing itself if somebody else wrote it."""
@@ -114,7 +126,10 @@ class Survey:
             return f"`{kind.__name__}.{name}`"
         if name in NOT_AT_STEPS or not callable(member) or isinstance(member, type):
             return None
-        return self.foreign(member) if isinstance(member, types.FunctionType) else f"`{kind.__name__}.{name}`"
+        if not isinstance(member, types.FunctionType):
+            return f"`{kind.__name__}.{name}`"
+        self._members.append(member)
+        return self._own(member)
 
 
 def _is_put(member: Any) -> bool:

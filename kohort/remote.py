@@ -29,7 +29,8 @@ import keras
 from kohort import keras_internals
 from kohort.blueprint import blueprint, check_crossing
 from kohort.engine import Cut, Pace, Schedule, State
-from kohort.wire import Channel, arrays_of
+from kohort.structures import arrays_of
+from kohort.wire import Channel
 
 # TensorFlow, where it is installed, would cost Keras on JAX seconds at the start; a model's own modules may import it.
 START = (

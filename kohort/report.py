@@ -109,7 +109,8 @@ def recorded(model: Any, way: str, reason: str = "") -> Iterator[Call]:
         seconds = time.perf_counter() - start
         history = getattr(model, "history", None)
         began = is_done or history is not before  # else the history is that of an earlier fit
-        _add(call.way, reason, len(history.epoch) if history is not None and began else 0, seconds)
+        epochs = getattr(history, "epoch", []) if began else []  # it has none if a callback failed before any began
+        _add(call.way, reason, len(epochs), seconds)
 
 
 def _add(way: str, reason: str, epochs: int, seconds: float) -> None:

@@ -22,6 +22,7 @@ from kohort.generators import MemberGenerators, Owed
 from kohort.history import CohortHistory
 from kohort.mapping import MAPPINGS
 from kohort.members import Members, Trained
+from kohort.structures import filled, skeleton
 from kohort.template import preserved_generators
 
 KIND, VERSION = "cohort", 1
@@ -68,6 +69,11 @@ def contents_of(members: Members, trained: Trained) -> Contents:
     """Returns all that the members are, as values and arrays."""
     template, history = members.templates[0], trained.history
     rows: list[np.ndarray] = []
+
+    def placed(array: Any) -> int:
+        rows.append(np.asarray(array))
+        return len(rows) - 1
+
     states, owed = trained.generators.kept()
     arrays = {"seeds": np.asarray(members.seeds, np.uint32), "epoch": np.asarray(history.epoch, np.int64)}
     arrays["stopped_epoch"] = np.asarray(history.stopped_epoch, np.int64)
@@ -80,7 +86,7 @@ def contents_of(members: Members, trained: Trained) -> Contents:
         "decay_exclusions": keras_parts.decay_exclusions(template.network),
         "exact": members.exact,
         "mapping": members.settings.mapping,
-        "batch": _skeleton(template.batch, rows),
+        "batch": skeleton(template.batch, placed),
         "metrics": list(history),
         "owed": [[rows, np.asarray(times).tolist()] for rows, times in owed],
     }
@@ -93,30 +99,6 @@ def _unkept(model: keras.Model, received: str, step: str) -> ValueError:
         "`cohort.save` must be called on a cohort whose model Keras can write down as a configuration. "
         f"Received: model={model.name!r} with {received}. {step}; single members can be saved as `.keras` files."
     )
-
-
-def _skeleton(structure: Any, leaves: list) -> Any:
-    """Returns a structure of dicts, lists, tuples and None as JSON; its arrays go to `leaves`."""
-    if structure is None:
-        return None
-    if isinstance(structure, dict):
-        return {"dict": [[key, _skeleton(part, leaves)] for key, part in structure.items()]}
-    if isinstance(structure, list | tuple):
-        return {"list" if isinstance(structure, list) else "tuple": [_skeleton(part, leaves) for part in structure]}
-    leaves.append(np.asarray(structure))
-    return {"array": len(leaves) - 1}
-
-
-def _filled(skeleton: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Returns the structure of which this is the skeleton."""
-    if skeleton is None:
-        return None
-    [(kind, parts)] = skeleton.items()
-    if kind == "array":
-        return arrays[f"batch/{int(parts)}"]
-    if kind == "dict":
-        return {key: _filled(part, arrays) for key, part in parts}
-    return (tuple if kind == "tuple" else list)(_filled(part, arrays) for part in parts)
 
 
 # --- from a file ------------------------------------------------------------------------------------------------------
@@ -134,7 +116,7 @@ class Kept(NamedTuple):
     def put_into(self, members: Members) -> None:
         """Makes these members the trained ones of the file."""
         about, arrays = self.contents
-        batch = _filled(about["batch"], arrays)
+        batch = _batch(self.contents)
         members.templates = [members.templates[0].built_like(batch, about["metric_names"])]
         history = {name: arrays[f"history/{name}"].copy() for name in about["metrics"]}
         owed = tuple(
@@ -242,7 +224,7 @@ def _check_shapes(path: Any, contents: Contents) -> None:
 
     def state() -> State:
         model = _built(about)
-        keras_internals.build_like(model, _filled(about["batch"], arrays))
+        keras_internals.build_like(model, _batch(contents))
         return keras_internals.read_state(model)
 
     members, epochs = len(arrays["seeds"]), len(arrays["epoch"])
@@ -255,6 +237,11 @@ def _check_shapes(path: Any, contents: Contents) -> None:
         here = "keras {keras} and jax {jax}".format_map(files.versions())
         received = f"whose arrays are not those that its model has under {here}"
         raise _refused(path, received, "Load it under the versions that saved it")
+
+
+def _batch(contents: Contents) -> Any:
+    """Returns a batch of the form for which losses, metrics and optimizer are built."""
+    return filled(contents.about["batch"], lambda place: contents.arrays[f"batch/{int(place)}"])
 
 
 def _state(arrays: Mapping[str, np.ndarray]) -> State:

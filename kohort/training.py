@@ -15,7 +15,7 @@ from kohort import keras_callbacks, keras_internals
 from kohort.checks import Recipe
 from kohort.engine import State
 from kohort.epochs import Advanced, ArrayEpochs, Epochs
-from kohort.progress import Interrupt, Progress, held_interrupt
+from kohort.progress import Interrupt, Progress, held_interrupt, told
 
 
 class Training:
@@ -41,20 +41,30 @@ class Training:
         self.progress = Progress(recipe.epochs, verbose)
         self.marker = keras_internals.compile_marker(model)
         self.logs: dict = {}
+        self.finished: int | None = None  # the number of the last epoch that was
         self.blank: list = []  # the arrays of the metrics when they are reset
 
     def train(self) -> keras.callbacks.History:
         """Runs all epochs and leaves the model at the end of the last one that finished."""
+        try:
+            return self._train()
+        except KeyboardInterrupt as error:
+            raise told(error, "the model", self.finished, self.recipe.epochs) from None
+
+    def _train(self) -> keras.callbacks.History:
         model = self.model
         model.stop_training = False
         self.callbacks.on_train_begin()
         epoch = keras_internals.first_epoch(model, self.recipe.initial_epoch)
+        self.progress.begin(epoch)
         self.variables = keras_internals.variables_of(model)
         self.state = keras_internals.values_of(self.variables)
         with held_interrupt() as interrupt:
             try:
                 while epoch < self.recipe.epochs and not interrupt:
-                    epoch += self._call(epoch, interrupt)
+                    count = self._call(epoch, interrupt)
+                    epoch += count
+                    self.finished = epoch if count else self.finished
                     if model.stop_training:
                         break
                 if not interrupt:

@@ -11,10 +11,11 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from kohort.structures import filled, skeleton
 
 HEADER = struct.Struct("!Q")
 ALIGNMENT = 64  # bytes: JAX then takes an array as it lies
@@ -30,7 +31,13 @@ class Channel:
     def send(self, message: dict, arrays: Any = None) -> None:
         """Sends a message of JSON's values, and a structure (dicts, lists, tuples, None) of arrays."""
         leaves: list[np.ndarray] = []
-        body = json.dumps({"message": message, "arrays": _skeleton(arrays, leaves)}).encode()
+
+        def placed(array: Any) -> list:
+            place = sum(map(_room, leaves))
+            leaves.append(np.ascontiguousarray(array).reshape(np.shape(array)))
+            return [leaves[-1].dtype.name, leaves[-1].shape, place]
+
+        body = json.dumps({"message": message, "arrays": skeleton(arrays, placed)}).encode()
         memory = _shared_memory(leaves)
         try:
             socket.send_fds(self.socket, [HEADER.pack(len(body))], [memory])
@@ -55,7 +62,12 @@ class Channel:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return body["message"], _filled(body["arrays"], memory)
+
+        def mapped(placed: list) -> np.ndarray:
+            dtype, shape, place = placed
+            return np.ndarray(shape, np.dtype(dtype), memory, place)
+
+        return body["message"], filled(body["arrays"], mapped)
 
     def _exactly(self, size: int) -> bytes:
         received = bytearray()
@@ -65,39 +77,6 @@ class Channel:
                 raise EOFError("The other end of the channel is gone.")
             received += part
         return bytes(received)
-
-
-def map_arrays(function: Callable, structure: Any) -> Any:
-    """Applies a function to the arrays of a structure of dicts, lists, tuples and None."""
-    if isinstance(structure, dict):
-        return {key: map_arrays(function, part) for key, part in structure.items()}
-    if isinstance(structure, list | tuple):
-        parts = [map_arrays(function, part) for part in structure]
-        return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
-    return None if structure is None else function(structure)
-
-
-def arrays_of(structure: Any) -> Iterator[Any]:
-    """Yields the arrays of such a structure."""
-    if isinstance(structure, dict | list | tuple):
-        for part in structure.values() if isinstance(structure, dict) else structure:
-            yield from arrays_of(part)
-    elif structure is not None:
-        yield structure
-
-
-def _skeleton(structure: Any, leaves: list[np.ndarray]) -> Any:
-    """Returns a structure as JSON, with shape, type and place of each array; the arrays themselves go to `leaves`."""
-    if structure is None:
-        return None
-    if isinstance(structure, dict):
-        return {"dict": [[key, _skeleton(part, leaves)] for key, part in structure.items()]}
-    if isinstance(structure, list | tuple):
-        return {"list" if isinstance(structure, list) else "tuple": [_skeleton(part, leaves) for part in structure]}
-    array = np.ascontiguousarray(structure).reshape(np.shape(structure))
-    place = sum(map(_room, leaves))
-    leaves.append(array)
-    return {"array": [array.dtype.name, array.shape, place]}
 
 
 def _room(array: np.ndarray) -> int:
@@ -127,17 +106,3 @@ def _nameless() -> int:
         return os.memfd_create("kohort")
     with tempfile.TemporaryFile() as file:  # as good, but for the disk that it may be written to
         return os.dup(file.fileno())
-
-
-def _filled(skeleton: Any, memory: mmap.mmap) -> Any:
-    """Returns the structure that a skeleton describes, with arrays that lie in `memory`."""
-    if skeleton is None:
-        return None
-    [(kind, parts)] = skeleton.items()
-    if kind == "array":
-        dtype, shape, place = parts
-        return np.ndarray(shape, np.dtype(dtype), memory, place)
-    if kind == "dict":
-        return {key: _filled(part, memory) for key, part in parts}
-    filled = [_filled(part, memory) for part in parts]
-    return tuple(filled) if kind == "tuple" else filled

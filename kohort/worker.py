@@ -25,7 +25,8 @@ from kohort import keras_internals
 from kohort.blueprint import build
 from kohort.engine import Cut, Schedule, State
 from kohort.programs import Programs
-from kohort.wire import Channel, map_arrays
+from kohort.structures import map_arrays
+from kohort.wire import Channel
 
 MOST_MODELS = 8
 LOOK_SECONDS = 1.0

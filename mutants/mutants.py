@@ -1,6 +1,6 @@
 """Breaks kohort on purpose, one fault at a time, and sees whether a test notices.
 
-In come the faults of `faults.py`, or those that are named; out goes a table that says which test noticed each. A fault
+In come the faults of `faults`, or those that are named; out goes a table that says which test noticed each. A fault
 goes into a copy of the package, and the tests that it names are run on the copy. It is noticed when one of them fails;
 a test that cannot be collected, or does not run, notices nothing.
 """
@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from faults import FAULTS, Fault
+from fault import Fault
+from faults import FAULTS
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2

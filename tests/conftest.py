@@ -7,6 +7,7 @@ import atexit
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -27,6 +28,7 @@ import pytest
 # own here, or a check of kohort's annotations would count as a draw that kohort makes.
 beartype_code.getrandbits = random.Random(0).getrandbits
 jaxtyping.install_import_hook("kohort", "beartype.beartype")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in the background
 pytest.register_assert_rewrite("oracle")  # so that its assertions, too, show what differs
 
 
@@ -37,6 +39,14 @@ def generators_restored():
     yield
     random.setstate(python_state)
     np.random.set_state(numpy_state)
+
+
+@pytest.fixture
+def annotations_unchecked():
+    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -81,6 +81,18 @@ def test_a_frozen_model_stays_frozen():
     assert crossed(model).trainable_variables == []
 
 
+@pytest.mark.parametrize(("backend_is_jax", "kept"), [(True, False), (False, True)])
+def test_what_another_backend_does_not_jit_jax_does(monkeypatch, backend_is_jax, kept):
+    """On JAX `jit_compile=False` changes last bits; what another backend made of "auto" says nothing here."""
+    model = compiled(jit_compile=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(keras_internals, "on_jax", lambda: backend_is_jax)
+        described = json.loads(json.dumps(blueprint(model)))
+
+    assert build(described, (X[:1], Y[:1])).jit_compile is kept
+    assert crossed(compiled(run_eagerly=True)).run_eagerly
+
+
 def test_a_subclassed_model_is_built_again():
     model = custom_parts.Net(units=5)
     model.compile("sgd", "mse")

@@ -188,6 +188,7 @@ def test_cohort_of_many_equals_cohorts_of_one(exact):
     for seed in (0, 7, 8):
         one = trained([seed], exact=exact)
         np.testing.assert_allclose(many.history["loss"][seed], one.history["loss"][0], rtol=1e-6)
+        np.testing.assert_allclose(many.predict(POINTS)[seed], one.predict(POINTS)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_do_not_change_a_bit(monkeypatch):

@@ -443,3 +443,21 @@ def test_several_steps_in_one_execution():
     cohort = kohort.Cohort(compiled(dense(), steps_per_execution=2), 2)
     with pytest.raises(ValueError, match=r"must not hold TerminateOnNaN .* Received: steps_per_execution=2\."):
         cohort.fit(verbose=0, callbacks=TerminateOnNaN(), **FIT)
+
+
+def test_functions_are_called_as_by_keras():
+    """Each with all its arguments by position, as `LambdaCallback` hands them on."""
+    told = []
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: told.append(("epoch begins", epoch, logs)),
+        on_epoch_end=lambda epoch, logs: told.append(("epoch ends", epoch, sorted(logs))),
+        on_train_begin=lambda logs: told.append(("begins", logs)),
+        on_train_end=lambda logs: told.append(("ends", sorted(logs))),
+    )
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for fit in (kohort.Cohort(model, 2).fit, model.fit):
+        fit(np.ones((4, 2)), np.ones(4), verbose=0, callbacks=[watch])
+
+    expected = [("begins", {}), ("epoch begins", 0, {}), ("epoch ends", 0, ["loss"]), ("ends", ["loss"])]
+    assert told == expected * 2

@@ -4,7 +4,6 @@ import functools
 import subprocess
 import sys
 
-import jaxtyping
 import keras
 import numpy as np
 import pytest
@@ -20,12 +19,7 @@ CLASSES = RNG.integers(0, 3, size=30)
 ONE_HOT = np.eye(3, dtype="float32")[CLASSES]
 
 
-@pytest.fixture(autouse=True)
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
 
 def network(units=1, activation=None, loss="mse", **options):

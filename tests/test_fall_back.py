@@ -419,36 +419,3 @@ def test_stopped_before_an_epoch_with_other_batches(options, steps_per_execution
     )
 
     assert reasons == COMPILED
-
-
-class Failing(callbacks.Callback):
-    """Changes the weights and then fails."""
-
-    def __init__(self, hook):
-        super().__init__()
-        self.hook = hook
-
-    def fail(self, hook, epoch):
-        if hook == self.hook and epoch == 2:
-            self.model.set_weights([w + 1 for w in self.model.get_weights()])
-            raise KeyError("mine")
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.fail("on_epoch_begin", epoch)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.fail("on_epoch_end", epoch)
-
-
-@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
-def test_an_error_in_a_callback_leaves_what_keras_leaves(hook):
-    def failing(train):
-        def fit(model, **arguments):
-            with pytest.raises(KeyError, match="mine"):
-                train(model, callbacks=[Failing(hook)], **arguments)
-            return model.history
-
-        return fit
-
-    theirs, ours = (run(failing(train), build, 1, [FIT]) for train in (by_keras, by_kohort))
-    assert differences(theirs, ours) == []

@@ -10,7 +10,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import jaxtyping
 import ml_dtypes
 import numpy as np
 import pytest
@@ -31,12 +30,7 @@ ARRAYS = {
 CONTENTS = Contents({"word": "Ünïcode", "list": [1, None, {"a": 0.5}]}, ARRAYS)
 
 
-@pytest.fixture(autouse=True)
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
 
 @pytest.fixture

@@ -5,21 +5,12 @@ import sys
 from collections.abc import Mapping
 from statistics import NormalDist
 
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kohort.history import CohortHistory, Outcome, SuccessRate, solved, success_rate
-
-
-@pytest.fixture
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def wilson(k, n, confidence):

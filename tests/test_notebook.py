@@ -120,3 +120,11 @@ def test_a_trained_cohort_is_not_changed_by_being_shown():
 
     np.testing.assert_array_equal(cohort.predict(X), before)
     assert isinstance(cohort.member(0), keras.Model)
+
+
+def test_notebooks_load_and_unload_kohort():
+    shell, own = object(), keras.Model.fit
+    kohort.load_ipython_extension(shell)
+    assert keras.Model.fit is not own
+    kohort.unload_ipython_extension(shell)
+    assert keras.Model.fit is own

@@ -152,6 +152,19 @@ def test_memory_is_flat_over_refits_through_install():
     assert told.compiled_calls == told.calls == 1000
 
 
+@pytest.mark.slow
+def test_memory_is_flat_over_refits_on_a_stream():
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, place):
+            return X[8 * place :][:8], Y[8 * place :][:8]
+
+    model, batches = build(), Batches()
+    assert_flat_over_refits(lambda: kohort.fit(model, batches, epochs=2, verbose=0))
+
+
 class press_at:
     """Presses Ctrl-C in the middle of a fit: when it asks for the pace of its n-th call."""
 

@@ -309,3 +309,23 @@ def test_layers_that_do_not_support_it():
     model.layers[0].supports_jit = False
 
     assert keras_internals.why_keras_must_run(model) == "a layer of the model does not support `jit_compile`"
+
+
+def test_code_near_by_is_found_before_all_layers_are_walked_through():
+    def own_loss(y, prediction):
+        return keras.ops.mean(y - prediction)
+
+    near, whole = python_code.Survey(), python_code.Survey()
+    stack = [dense(2)] * 60
+
+    assert near.foreign(build(*stack, loss=own_loss)) == f"`{own_loss.__qualname__}`"
+    assert whole.foreign(build(*stack)) is None
+    assert 10 * len(near.settings) < len(whole.settings)
+
+
+def test_settings_that_change_places_are_others():
+    def held(*values):
+        return python_code.settings([list(value) for value in values])
+
+    assert held("ab", "c") == held("ab", "c")
+    assert held("ab", "c") != held("a", "bc")

@@ -85,10 +85,19 @@ def custom():
     return model
 
 
-def unbuilt():
+def unbuilt(**options):
     model = keras.Sequential([layers.Dense(4), layers.BatchNormalization(), layers.Dense(1)])
-    model.compile("rmsprop", "mse")
+    model.compile("rmsprop", "mse", **options)
     return model
+
+
+def one_by_one():
+    """Its operations run one by one, which rounds otherwise."""
+    return unbuilt(jit_compile=False)
+
+
+def eager():
+    return unbuilt(run_eagerly=True)
 
 
 # --- the same numbers -------------------------------------------------------------------------------------------------
@@ -110,8 +119,10 @@ def test_it_is_the_worker_that_trains():
         (build, [{**FIT, "epochs": 300, "validation_split": 0.5, "validation_freq": 3}]),
         (custom, [{**FIT, "x": {"plane": X}, "y": {"a": Y, "b": -Y}}]),
         (unbuilt, [FIT, FIT]),
+        (one_by_one, [FIT]),
+        (eager, [FIT]),
     ],
-    ids=["dropout", "weights", "many-epochs", "custom", "unbuilt"],
+    ids=["dropout", "weights", "many-epochs", "custom", "unbuilt", "one-by-one", "eager"],
 )
 def test_same_bits_as_keras(make, fits):
     assert_same_fit(make, *fits)
@@ -213,6 +224,16 @@ def test_the_worker_forgets_what_is_gone_here():
     gc.collect()
 
     assert remote.worker()._tokens == {}
+
+
+@pytest.mark.slow
+def test_memory_of_the_worker_is_flat_over_refits():
+    model, pages = build(), []
+    for _ in range(1000):
+        kohort.fit(model, verbose=0, **FIT)
+        pages.append(int(Path(f"/proc/{remote.worker().process.pid}/statm").read_text().split()[1]))
+
+    assert (pages[-1] - pages[9]) * os.sysconf("SC_PAGE_SIZE") < 20e6
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

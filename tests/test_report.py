@@ -90,6 +90,15 @@ def test_a_fit_that_fails_counts_the_epochs_that_it_finished():
     assert counts() == {(COMPILED, "", 2, 7)}
 
 
+def test_a_fit_that_fails_as_it_begins_has_no_epochs():
+    """What the callback raised comes out, though Keras's history has nothing to tell yet."""
+    failing = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: {}["mine"])
+    with pytest.raises(KeyError, match="mine"):
+        kohort.fit(build(), X, Y, verbose=0, callbacks=[failing])
+
+    assert [(row.calls, row.epochs) for row in kohort.report()] == [(1, 0)]
+
+
 def test_the_epochs_of_an_earlier_fit_are_not_counted_again():
     model = Model(3)
     with pytest.raises(KeyError, match="mine"), recorded(model, KERAS):

@@ -1,6 +1,5 @@
 """What comes out of a cohort, asked of the cohort itself."""
 
-import jaxtyping
 import keras
 import numpy as np
 import pandas as pd
@@ -15,12 +14,7 @@ X = RNG.normal(size=(24, 2)).astype("float32")
 Y = (X[:, 0] > 0).astype("float32")
 
 
-@pytest.fixture(autouse=True)
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
 
 def network(units=3):

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 
-import jaxtyping
 import keras
 import numpy as np
 import pytest
@@ -26,12 +25,7 @@ X = RNG.normal(size=(24, 2)).astype("float32")
 Y = (X[:, 0] * X[:, 1] > 0).astype("float32")
 
 
-@pytest.fixture(autouse=True)
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
 
 def sequential(*stack, optimizer="adam", loss="mse", **options):
@@ -117,6 +111,25 @@ def test_a_fit_goes_on_where_it_stopped(name, fit, exact, tmp_path):
         both = {metric: np.hstack([first[metric], loaded.history[metric]]) for metric in first}
         assert differences(at_once, both) == []
         assert differences(left(whole)[2:4], left(loaded)[2:4]) == []
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": False}, {"run_eagerly": True}, {"steps_per_execution": 2}])
+def test_a_loaded_cohort_runs_its_steps_as_it_did(options, tmp_path):
+    """Operation by operation, to the bit, where the model was compiled so; each member is a model compiled so, too."""
+
+    def compiled_as(model):
+        return model.jit_compile, model.run_eagerly, model.steps_per_execution
+
+    stack = [layers.Dense(7, "tanh"), layers.BatchNormalization(), layers.Dense(1)]
+    model = sequential(*stack, **options)
+    cohort = kohort.Cohort(model, [5, 7], exact=True)
+    fitted(cohort, "dense", "small", 2)
+    cohort.save(tmp_path / "a.kohort")
+    loaded = kohort.Cohort.load(tmp_path / "a.kohort")
+
+    assert compiled_as(loaded.member(7)) == compiled_as(cohort.member(7)) == compiled_as(model)
+    assert differences(fitted(cohort, "dense", "small", 3), fitted(loaded, "dense", "small", 3)) == []
+    assert differences(left(cohort), left(loaded)) == []
 
 
 def test_what_is_loaded_answers_as_what_was_saved(tmp_path):

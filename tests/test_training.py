@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 from keras import callbacks, layers
-from oracle import by_keras, by_kohort, differences, run
+from oracle import by_keras, by_kohort, differences, outcome, run
 
 import kohort
+from kohort.epochs import ArrayEpochs
 
 RNG = np.random.default_rng(2)
 X = RNG.normal(size=(40, 3)).astype("float32")
@@ -304,7 +305,7 @@ def test_an_error_in_a_callback_leaves_what_keras_leaves(hook):
         return fit
 
     theirs, ours = (run(failing(train), build, 1, [FIT | {"validation_freq": 3}]) for train in (by_keras, by_kohort))
-    assert differences(theirs._replace(epoch=None), ours._replace(epoch=None)) == []
+    assert differences(theirs, ours) == []
 
 
 class Press(callbacks.Callback):
@@ -328,6 +329,42 @@ def test_ctrl_c_leaves_the_last_finished_epoch(monkeypatch, waits):
         monkeypatch.setattr("kohort.engine.wait", lambda results, interrupt: not interrupt)
     ours = run(interrupted, build, 1, [FIT])
     theirs = run(by_keras, build, 1, [FIT | {"epochs": 3 if waits else 4}])
+    assert differences(theirs, ours) == []
+
+
+@pytest.mark.parametrize(
+    ("piece", "validation", "finished"),
+    [(14, 0.0, 3), (16, 0.0, 4), (16, 0.3, 3)],
+    ids=["after-the-second", "after-the-last", "before-validation"],
+)
+def test_ctrl_c_between_pieces_leaves_the_last_finished_epoch(monkeypatch, tmp_path, piece, validation, finished):
+    """An epoch that is cut where a callback saves is given up whole, and the model goes on from the one before."""
+    train_piece, pieces = ArrayEpochs.train_piece, []
+
+    def pressing(*arguments):
+        done = train_piece(*arguments)
+        pieces.append(done)
+        if len(pieces) == piece:
+            signal.raise_signal(signal.SIGINT)
+        return done
+
+    def interrupted(model, **arguments):
+        with pytest.raises(KeyboardInterrupt, match=f"the model holds its last finished epoch, {finished} of 5"):
+            kohort.fit(model, callbacks=[checkpoint(tmp_path, save_freq=1)], **arguments)
+        assert len(pieces) == piece
+        lefts.append(outcome(model, model.history))
+        return kohort.fit(model, **arguments)
+
+    def shortened(model, **arguments):
+        lefts.append(outcome(model, by_keras(model, **arguments | {"epochs": finished})))
+        return by_keras(model, **arguments)
+
+    monkeypatch.setattr(ArrayEpochs, "train_piece", pressing)
+    monkeypatch.setattr("kohort.engine.wait", lambda results, interrupt: not interrupt)
+    fit = FIT | {"validation_split": validation, "batch_size": 7 if validation else 10}  # four batches
+    lefts = []
+    ours, theirs = (run(train, build, 1, [fit]) for train in (interrupted, shortened))
+    assert differences(*lefts) == []
     assert differences(theirs, ours) == []
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from oracle import differences
 
-from kohort.wire import Channel, arrays_of, map_arrays
+from kohort.structures import arrays_of
+from kohort.wire import Channel
 
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int64", "uint32", "int8", "bool"]
 ARRAYS = st.sampled_from(DTYPES).flatmap(
@@ -98,10 +99,3 @@ def test_an_end_that_is_gone_is_noticed(ends, said):
 
     with pytest.raises(EOFError, match="The other end of the channel is gone"):
         theirs.receive()
-
-
-def test_arrays_are_mapped_where_they_are():
-    from kohort.engine import Schedule
-
-    assert map_arrays(lambda a: a + 1, {"a": [1, (2, None)]}) == {"a": [2, (3, None)]}
-    assert map_arrays(lambda a: a + 1, Schedule(np.zeros(1))).rows == 1

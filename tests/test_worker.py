@@ -16,7 +16,8 @@ from kohort import keras_internals
 from kohort.blueprint import blueprint
 from kohort.engine import Cut, Schedule
 from kohort.programs import Programs
-from kohort.wire import Channel, map_arrays
+from kohort.structures import map_arrays
+from kohort.wire import Channel
 from kohort.worker import MOST_MODELS, Bench
 
 X = np.random.default_rng(0).normal(size=(10, 2)).astype("float32")
@@ -122,4 +123,7 @@ def test_it_ends_when_nobody_is_there(parent):
             channel.send({"do": "start"})
             assert channel.receive()[0]["python"] == sys.version
             ours.shutdown(socket.SHUT_RDWR)
-        assert process.wait(60) == 0
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()

@@ -1,0 +1,65 @@
+"""The faults of the worker: of what goes over to it, and of how it ends."""
+
+from fault import Fault
+
+REMOTE = "tests/test_remote.py::"
+WORKER = "tests/test_worker.py::"
+
+FAULTS = [
+    Fault(
+        "jit-compile-lost-on-the-way",
+        "kohort/blueprint.py",
+        '"auto" if model.jit_compile or not keras_internals.on_jax() else False',
+        '"auto"',
+        (f"{REMOTE}test_same_bits_as_keras[one-by-one]",),
+    ),
+    Fault(
+        "backends-without-jit-stay-without",
+        "kohort/blueprint.py",
+        '"auto" if model.jit_compile or not keras_internals.on_jax() else False',
+        '"auto" if model.jit_compile else False',
+        ("tests/test_blueprint.py::test_what_another_backend_does_not_jit_jax_does",),
+    ),
+    Fault(
+        "state-of-another-fit-goes-on",
+        "kohort/remote.py",
+        "state = None if request.state is other.last else request.state",
+        "state = None if other.last is not None else request.state",
+        (f"{REMOTE}test_a_fit_inside_a_callback",),
+    ),
+    Fault(
+        "worker-hears-the-terminal",
+        "kohort/remote.py",
+        "start_new_session=True,",
+        "start_new_session=False,",
+        (f"{REMOTE}test_the_terminal_does_not_interrupt_the_worker",),
+    ),
+    Fault(
+        "samples-never-forgotten",
+        "kohort/remote.py",
+        "            self._forgotten.append(self._tokens.pop(key))",
+        "            pass",
+        (f"{REMOTE}test_the_worker_forgets_what_is_gone_here",),
+    ),
+    Fault(
+        "orphan-when-the-socket-stays-open",
+        "kohort/worker.py",
+        "            if os.getppid() != parent:",
+        "            if os.getppid() == 0:",
+        (f"{WORKER}test_it_ends_when_nobody_is_there[parent]",),
+    ),
+    Fault(
+        "orphan-when-the-socket-closes",
+        "kohort/worker.py",
+        "            os._exit(0)  # whatever is being computed, nobody waits for it",
+        "            return",
+        (f"{WORKER}test_it_ends_when_nobody_is_there[socket]",),
+    ),
+    Fault(
+        "shared-memory-left-behind",
+        "kohort/wire.py",
+        "[memory])\n        finally:\n            os.close(memory)",
+        "[memory])\n        finally:\n            pass",
+        ("tests/test_wire.py::test_nothing_stays_behind",),
+    ),
+]
