@@ -8,8 +8,8 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import LIMITS, X, Y, network, overlaps
+from PIL import Image
 
 import kohort
 from kohort import plot
@@ -256,7 +256,7 @@ def test_a_film_in_the_place_of_axes_of_ones_own(film):
     [
         ({"epochs": 0}, ValueError, r"`epochs` must be an integer of at least 1\."),
         ({"frames": 1}, ValueError, r"`frames` must be an integer of at least 2\."),
-        ({"frames": [5, 9]}, ValueError, r"`frames` must be a number of at least 2, or epochs from 0 to 4\. Received: frames=\[5, 9\]"),
+        ({"frames": [5, 9]}, ValueError, r"`frames` must be a number of at least 2, or epochs from 0 to 4\. .*\[5, 9\]"),
         ({"frames": []}, ValueError, r"`frames` must be a number of at least 2, or epochs"),
         ({"columns": 0}, ValueError, r"`columns` must be at least 1\."),
         ({"members": [8]}, ValueError, r"`members` must be a number of at least 1, or seeds among 0, 1\."),

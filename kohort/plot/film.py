@@ -70,6 +70,7 @@ class Film(Surface):
         is_one = isinstance(frame, int | np.integer) and -count <= frame < count
         require(is_one, "frame", f"a number of a frame, from 0 to {count - 1}", frame, "The last one is -1.")
         placed = self._lay_out(ax)
+        self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         for cell, response in zip(self.axes_, self.responses[frame], strict=True):
             self.paint(cell, response, 4 * math.sqrt(placed.cell))
         for text, said in zip(self._texts(placed), self._said(frame), strict=True):
@@ -89,20 +90,20 @@ class Film(Surface):
             TypeError, ValueError: An argument is not what it must be.
             OSError: The place cannot be written; what stood there is as it was.
         """
-        ending = next((each for each in ENDINGS if str(path).lower().endswith(each)), None)
+        ending = next((each for each in ENDINGS if str(path).lower().endswith(each)), "")
         require(ending, "path", f"a path that ends in {', '.join(ENDINGS)}", path, 'Pass for example "film.webp".')
         is_time = isinstance(seconds, int | float) and 0 < seconds < math.inf
         require(is_time, "seconds", "a finite number above 0", seconds, "Pass for example 6.")
         check_integer("dpi", dpi, 10)
         target = files.checked_target(path)  # before anything is drawn
-        files.put(target, [self._written(ending, seconds, dpi)])
+        files.put(target, [self._written(ending, self.images(dpi), seconds)])
 
     def images(self, dpi: int = 100) -> list[Image.Image]:
         """Returns the frames as pictures of Pillow, each of `dpi` pixels an inch."""
         check_integer("dpi", dpi, 10)
         with plt.ioff():
             placed = self._lay_out(None)
-        figure = self.figure_
+        figure: Any = placed.host.figure
         figure.set_dpi(dpi)
         try:
             return self._drawn(placed, FigureCanvasAgg(figure), dpi)
@@ -111,10 +112,10 @@ class Film(Surface):
 
     def _repr_html_(self) -> str:
         """Shows the page of the film in a notebook."""
-        width, height = (round(100 * inches) for inches in self._lay_out(None).size)
-        plt.close(self.figure_)
-        style = f"width:100%;max-width:{width + 20}px;height:{height + 80}px;border:0"
-        source = html.escape(self._written(".html", 6, 100).decode())
+        images = self.images()
+        width, height = images[0].size
+        style = f"width:100%;max-width:{width + 20}px;aspect-ratio:{width + 20}/{height + 80};border:0"
+        source = html.escape(self._written(".html", images, 6).decode())
         return f'<iframe title="film" style="{style}" srcdoc="{source}"></iframe>'
 
     # What stays, and what changes from frame to frame.
@@ -128,8 +129,7 @@ class Film(Surface):
         head = f"{shown} of {self.members} members: seed{metric}" if self.seeds else ""
         head, top = " · ".join(filter(None, [head, self.note])), 0.32
         placed = mosaic(ax, shown, self.columns, top=0.85 if head else 0.62, across=ACROSS)
-        self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
-        for cell in self.axes_:
+        for cell in placed.axes:
             self.dress(cell, 4 * math.sqrt(placed.cell))
         placed.label(self.names, self.limits)
         if head:
@@ -140,19 +140,19 @@ class Film(Surface):
             placed.write(LEFT, top, f"lines at answers from {ends}, light: high", fontsize=9)
         elif ax is None:
             place = {"loc": "upper left", "bbox_to_anchor": placed.at(LEFT - 0.1, top - 0.07), "borderaxespad": 0.0}
-            self.draw_legend(self.figure_, **place, fontsize=9, ncols=len(self.classes) + self.undecided_)
+            self.draw_legend(placed.host.figure, **place, fontsize=9, ncols=len(self.classes) + self.undecided_)
         return placed
 
     def _texts(self, placed: Mosaic) -> list:
         """Makes the texts that change, still empty: the titles of the cells and the epoch."""
-        titles = [cell.set_title("", fontsize=placed.font, pad=3) for cell in self.axes_]
+        titles = [cell.set_title("", fontsize=placed.font, pad=3) for cell in placed.axes]
         placed.write(LEFT, 0.1, "")
         return [*titles, placed.host.texts[-1]]
 
     def _said(self, frame: int) -> list[str]:
         """Returns these texts for one frame."""
         head = f"epoch {self.epochs[frame]:,} of {self.epochs[-1]:,}"
-        values = np.full(len(self.axes_), np.nan) if self.values is None else self.values[frame]
+        values = np.full(self.responses.shape[1], np.nan) if self.values is None else self.values[frame]
         numbers = [f" · {value:.3g}" if np.isfinite(value) else "" for value in values]
         if not self.seeds:
             return ["", head + numbers[0].replace("· ", f"· {self.metric} ")]
@@ -162,7 +162,7 @@ class Film(Surface):
     @property
     def failed(self) -> np.ndarray:
         """Which members have diverged, (frame, member): their answers or losses are not finite."""
-        failed = ~np.isfinite(self.responses).all(axis=tuple(range(2, self.responses.ndim)))
+        failed = np.asarray(~np.isfinite(self.responses).all(axis=tuple(range(2, self.responses.ndim))))
         return (
             failed
             if self.values is None
@@ -171,15 +171,15 @@ class Film(Surface):
 
     def _drawn(self, placed: Mosaic, canvas: FigureCanvasAgg, dpi: int) -> list[Image.Image]:
         """Draws what stays once, and into a copy of it for each frame the answers, and the texts that change."""
-        boxes, glass = self._glass(canvas)
+        boxes, glass = self._glass(placed, canvas)
         canvas.draw()
-        ground, texts, images = canvas.copy_from_bbox(self.figure_.bbox), self._texts(placed), []
+        ground, texts, images = canvas.copy_from_bbox(canvas.figure.bbox), self._texts(placed), []
         line = 4 * math.sqrt(placed.cell) * dpi / 72 / (6 if self.levels is None else 15)
         for frame, responses in enumerate(self.responses):
             canvas.restore_region(ground)
             for text, said in zip(texts, self._said(frame), strict=True):
                 text.set_text(said)
-                self.figure_.draw_artist(text)
+                canvas.figure.draw_artist(text)
             image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
             cells = pixels(self, responses, boxes[0][1].stop - boxes[0][1].start, max(1.0, line))
             for box, cell, pane in zip(boxes, cells, glass, strict=True):
@@ -188,15 +188,15 @@ class Film(Surface):
             images.append(Image.fromarray(image))
         return images
 
-    def _glass(self, canvas: FigureCanvasAgg) -> tuple[list, list]:
+    def _glass(self, placed: Mosaic, canvas: FigureCanvasAgg) -> tuple[list, list]:
         """Returns where the cells are, in pixels, and what is drawn over their answers: samples and frames."""
-        patches = [self.figure_.patch, self.ax_.patch, *(cell.patch for cell in self.axes_)]
+        patches = [canvas.figure.patch, placed.host.patch, *(cell.patch for cell in placed.axes)]
         for patch in patches:
             patch.set_visible(False)
         canvas.draw()
         drawn = np.asarray(canvas.buffer_rgba()).copy()
-        self.figure_.patch.set_visible(True)
-        corners = [cell.get_window_extent() for cell in self.axes_]
+        canvas.figure.patch.set_visible(True)
+        corners = [cell.get_window_extent() for cell in placed.axes]
         size = round(corners[0].width)
         tops = [len(drawn) - round(box.y1) for box in corners]
         boxes = [
@@ -205,18 +205,17 @@ class Film(Surface):
         ]
         return boxes, [drawn[box] for box in boxes]
 
-    def _written(self, ending: str, seconds: float | int, dpi: int) -> bytes:
+    def _written(self, ending: str, images: list[Image.Image], seconds: float | int) -> bytes:
         """Returns the bytes of the file."""
-        images, written = self.images(dpi), io.BytesIO()
         pause = max(20, round(1000 * seconds / len(images)))
         if ending == ".html":
             data = [base64.b64encode(_as_webp([image])).decode() for image in images]
             return page(data, self._said_in_words(), pause, self.epochs.tolist()).encode()
-        first, *rest = images
         if ending == ".webp":
             return _as_webp(images, duration=pause, loop=0)
         palette = images[-1].quantize(256)
         first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+        written = io.BytesIO()
         first.save(written, "GIF", save_all=True, append_images=rest, duration=pause, loop=0)
         return written.getvalue()
 
@@ -228,9 +227,9 @@ class Film(Surface):
 def _as_webp(images: list[Image.Image], **options: Any) -> bytes:
     written = io.BytesIO()
     first, *rest = images
-    # Regions of one colour and letters: without loss they are the smaller.
+    # Regions of one colour and letters: without loss they are the smaller, and with the least effort small.
     options |= {"save_all": True, "append_images": rest} if rest else {}
-    first.save(written, "WEBP", lossless=True, quality=30, method=2, **options)
+    first.save(written, "WEBP", lossless=True, quality=0, method=2, **options)
     return written.getvalue()
 
 

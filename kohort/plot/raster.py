@@ -5,6 +5,7 @@ cells, and Matplotlib takes some ten milliseconds for the regions of one.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rcParams
@@ -25,7 +26,7 @@ def pixels(surface: Surface, responses: np.ndarray, size: int, line: float) -> n
         size: Pixels along each side.
         line: Width of the lines where the answer changes, in pixels.
     """
-    known = np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))
+    known = np.asarray(np.isfinite(responses).all(axis=tuple(range(1, responses.ndim))))
     responses = np.where(known.reshape(-1, *[1] * (responses.ndim - 1)), responses, 0).astype("float32")
     with np.errstate(over="ignore", invalid="ignore"):  # on its way to divergence a member may answer anything
         zones, depth, palette = (_classes if surface.levels is None else _levels)(surface, responses, size)
@@ -46,9 +47,9 @@ def _classes(surface: Surface, responses: np.ndarray, size: int) -> tuple[np.nda
 
     scores = scores_of(responses, surface.threshold)
     open_ = undecided(scores)
-    around = binary_dilation(open_, np.ones((1, 3, 3))) if open_.any() else open_
+    around: Any = binary_dilation(open_, np.ones((1, 3, 3))) if open_.any() else open_
     nearest = np.rint(np.linspace(0, open_.shape[-1] - 1, size)).astype(int)
-    open_, around = (of[:, nearest][:, :, nearest] for of in (open_, around))
+    open_, around = (np.asarray(of)[:, nearest][:, :, nearest] for of in (open_, around))
     scores = enlarged(scores, size)
     first, second = two_best(scores)
     zones, depth = scores.argmax(axis=0), _distance(first - second, first - second)
