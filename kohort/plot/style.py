@@ -12,6 +12,7 @@ from matplotlib import color_sequences, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba_array
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from kohort.checks import received
 
@@ -39,6 +40,12 @@ def check_axes(ax: Any) -> None:
     require(ax is None or isinstance(ax, Axes), "ax", "Matplotlib axes or None", ax, AXES, TypeError)
     is_fit = ax is None or (ax.name == "rectilinear" and ax.figure is not None)
     require(is_fit, "ax", "flat axes that stand in a figure", ax, AXES)
+
+
+def set_ticks(axis: Any, **choice: Any) -> None:
+    """Sets how the ticks of an axis are chosen; where its owner has chosen them in another way, they stay."""
+    if isinstance(axis.get_major_locator(), MaxNLocator):
+        axis.get_major_locator().set_params(**choice)
 
 
 def tints(n: int) -> np.ndarray:
