@@ -13,7 +13,7 @@ from matplotlib import rcParams
 from matplotlib.collections import LineCollection
 
 from kohort.plot.sources import logs_of, names_of_outcomes
-from kohort.plot.style import BAND, COLOURS, check_axes, halo, on_axes, set_ticks
+from kohort.plot.style import BAND, COLOURS, Display, check_axes, halo, on_axes, set_ticks
 
 MAX_LINES = 200  # faint lines in a history; its record keeps every member
 HIGHER_IS_BETTER = {"acc", "accuracy", "auc", "iou", "precision", "recall", "score", "similarity"}
@@ -25,7 +25,7 @@ ENDS = {
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class HistoryCurves:
+class HistoryCurves(Display):
     """One metric over the epochs, of one network or of a cohort; `history` computes it.
 
     Example:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from kohort import data
-from kohort.plot.style import require, set_ticks
+from kohort.plot.style import Display, require, set_ticks
 
 MARGIN = 0.25  # of the samples' span, added on each side where no limits are given
 SHOWN = 3  # fixed features that a note names one by one
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Plane:
+class Plane(Display):
     """A grid over two axes, and the samples that lie there."""
 
     xx0: np.ndarray  # first coordinate at each grid point, (grid, grid)

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from kohort.plot.sources import check_cohort, criterion
-from kohort.plot.style import COLOURS, check_axes, on_axes, set_ticks
+from kohort.plot.style import COLOURS, Display, check_axes, on_axes, set_ticks
 from kohort.survival import survival_curve
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Survival:
+class Survival(Display):
     """The share of members that have not solved a problem yet, by epoch; `survival` computes it.
 
     Example:

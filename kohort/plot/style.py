@@ -23,6 +23,25 @@ AXES = "`plt.subplots()` makes some."
 BAND = (0.1, 0.5, 0.9)  # the quantiles that stand for many members
 
 
+class Display:
+    """What a picture keeps and how it says so: its arrays by their shapes, and never their values."""
+
+    def __repr__(self) -> str:
+        """Names the arrays with their shapes, and what else is short."""
+        kept = {name: value for name, value in vars(self).items() if not name.endswith("_")}
+        said = filter(None, [_said(name, value) for name, value in kept.items()])
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{name} {value.shape}"
+    if isinstance(value, list) or (isinstance(value, tuple) and len(value) > 3):
+        return f"{len(value)} {name}"
+    is_short = isinstance(value, str | int | float | tuple) and bool(value)
+    return f"{name} {value!r}" if is_short else ""
+
+
 def require(ok: Any, name: str, accepted: str, value: Any, step: str, error: type[Exception] = ValueError) -> None:
     """Raises an error that names the argument, what it must be, what came and one next step."""
     if not ok:
