@@ -141,11 +141,21 @@ def test_members_that_diverge_are_marked_from_there_on():
 def test_only_some_members_are_shown_and_all_are_trained():
     cohort = kohort.Cohort(compiled(), seeds=5)
 
-    picture = plot.animate(cohort, X, Y, epochs=2, frames=2, members=[3, 1], columns=1, **PLANE)
+    picture = plot.animate(cohort, X, Y, epochs=2, frames=2, members=iter([3, 1]), columns=1, **PLANE)
 
     assert (picture.seeds, picture.members) == ((3, 1), 5)
     np.testing.assert_allclose(picture.responses[-1, 0].ravel(), cohort.predict(picture.points)[3, :, 0], rtol=1e-6)
     assert any("2 of 5 members: seed · loss" in text.get_text() for text in picture.ax_.texts)
+
+
+def test_a_film_of_folds_shows_each_members_own():
+    cohort = kohort.Cohort(compiled(), seeds=[4, 7])
+
+    picture = plot.animate(cohort, X, Y, epochs=3, frames=[0, 3], folds=2, **PLANE)
+
+    assert (picture.seeds, picture.members) == ((4, 4, 7, 7), 4)
+    np.testing.assert_allclose(picture.responses[-1].reshape(4, -1, 1), cohort.predict(picture.points), rtol=1e-6)
+    np.testing.assert_array_equal(picture.values[-1], cohort.history["loss"][:, -1])
 
 
 # The pictures.
@@ -256,7 +266,7 @@ def test_a_film_in_the_place_of_axes_of_ones_own(film):
     [
         ({"epochs": 0}, ValueError, r"`epochs` must be an integer of at least 1\."),
         ({"frames": 1}, ValueError, r"`frames` must be an integer of at least 2\."),
-        ({"frames": [5, 9]}, ValueError, r"`frames` must be a number of at least 2, or epochs from 0 to 4\. .*\[5, 9\]"),
+        ({"frames": [5, 9]}, ValueError, r"`frames` must be a number of at least 2, or epochs from 0 to 4\."),
         ({"frames": []}, ValueError, r"`frames` must be a number of at least 2, or epochs"),
         ({"columns": 0}, ValueError, r"`columns` must be at least 1\."),
         ({"members": [8]}, ValueError, r"`members` must be a number of at least 1, or seeds among 0, 1\."),

@@ -203,9 +203,9 @@ def network(
 
     A network of dense layers of at most 16 units is drawn unit by unit: lines are weights, wide for large ones and
     dashed for negative ones; rings are biases likewise. With two inputs each unit shows its own activation over the
-    plane of the inputs, and the line where its weighted sum is zero; with more it does so over the plane that `features`,
-    `fixed` or `projection` choose. Any other network is drawn layer by layer, with what each gives and how many
-    parameters it has; what belongs to maps is not looked at then.
+    plane of the inputs, and the line where its weighted sum is zero; with more it does so over the plane that
+    `features`, `fixed` or `projection` choose. Any other network is drawn layer by layer, with what each gives and how
+    many parameters it has; what belongs to maps is not looked at then.
 
     Args:
         model: A built sequential or functional Keras model.

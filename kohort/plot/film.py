@@ -305,9 +305,10 @@ def animate(
     require(is_source, "source", "a `keras.Model` or a `kohort.Cohort`", source, step, TypeError)
     if is_one:
         check_model(source)
-    shown = np.zeros(1, int) if is_one else chosen(source, members)
+    members = members if isinstance(members, int | np.integer) else list(members)  # it is asked more than once
+    cells = 1 if is_one else len(chosen(source, members))
     at = _epochs_of(frames, epochs, begun)
-    columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
+    columns = math.ceil(math.sqrt(cells)) if columns is None else columns
     require(columns >= 1, "columns", "at least 1", columns, "Pass for example 8.")
     n = features_of(source, x) if is_one else features_of_members(source, x, features, fixed)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
@@ -319,14 +320,16 @@ def animate(
 
     def look(trained: Any, epoch: int) -> None:
         options = {"batch_size": 10_000, "verbose": 0}
-        answered = answers(trained.predict, plane, **options)[None] if is_one else answers_of_members(trained, plane)
-        taken[epoch] = answered[shown]
+        if is_one:
+            taken[epoch] = answers(trained.predict, plane, **options)[None]
+        else:  # the first fit with folds has made several members of each
+            taken[epoch] = answers_of_members(trained, plane)[chosen(trained, members)]
         if len(taken) == 1:  # what these cannot mean is said before the training
             means()
 
     fit_options |= {"callbacks": [*listed(fit_options.get("callbacks")), Snapshots(look, at, begun)], "epochs": epochs}
     history = fit(source, x, y, **fit_options) if is_one else source.fit(x, y, **fit_options)
-    reached = np.array(list(taken))
+    reached, shown = np.array(list(taken)), np.zeros(1, int) if is_one else chosen(source, members)
     values = _losses(history, shown, reached)
     told = {"metric": None if values is None else "loss", "values": values, "begun": begun}
     seeds, count = ((), 1) if is_one else (tuple(source.seeds[i] for i in shown), len(source.seeds))
