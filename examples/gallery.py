@@ -121,6 +121,13 @@ def convolutional() -> keras.Model:
     return keras.Model(inputs, [keras.layers.Dense(10, "softmax")(flat), keras.layers.Dense(1)(flat)])
 
 
+def film() -> kohort.plot.Film:
+    """Trains the course text's network from 64 seeds, filmed."""
+    model = dense(2, 1)
+    model.compile(optimizer=keras.optimizers.RMSprop(1e-3), loss="mse")
+    return kohort.plot.animate(kohort.Cohort(model, seeds=64), *XOR, epochs=3000, **SQUARE, verbose=0)
+
+
 def pictures() -> dict[str, Callable[[], object]]:
     """Returns what draws each picture, by name."""
     plot = kohort.plot
@@ -149,6 +156,7 @@ def pictures() -> dict[str, Callable[[], object]]:
         "wall-moons": lambda: plot.wall(moons_cohort(), *MOONS, by="val_accuracy", members=30),
         "response-curve": lambda: plot.response_curve(waves_cohort(), *WAVES),
         "response-curve-one": lambda: plot.response_curve(waves_cohort().best(), *WAVES),
+        "film": film,
         "spread": lambda: plot.spread(moons_cohort(), *MOONS),
         "spread-xor": lambda: plot.spread(xor_cohort(1000), *XOR),
         "history": lambda: plot.history(xor_cohort(1000)),
@@ -175,7 +183,10 @@ def main() -> None:
                 continue
             path = chosen.folder / f"{name}.png"
             start = time.perf_counter()
-            draw().figure_.savefig(path, dpi=100 * chosen.scale)
+            display = draw()
+            display.figure_.savefig(path, dpi=100 * chosen.scale)
+            if isinstance(display, kohort.plot.Film):
+                display.save(path.with_suffix(".webp"), dpi=round(100 * chosen.scale))
             plt.close("all")
             print(f"{path}  {time.perf_counter() - start:.2f} s", flush=True)
 

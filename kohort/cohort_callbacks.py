@@ -8,7 +8,7 @@ or refused, before anything is trained.
 import math
 import numbers
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import keras
@@ -74,6 +74,48 @@ def scheduled(scheduler: LearningRateScheduler, epoch: int, rate: Any) -> Any:
     return np.asarray(optimizer.learning_rate, np.asarray(rate).dtype)[()]
 
 
+class Snapshots(keras.callbacks.Callback):
+    """Looks at what is trained before the first epoch, at the ends of chosen ones, and where training ends sooner.
+
+    Beside it, and nothing else that acts at epochs, a cohort's programs run from one chosen epoch to the next.
+    """
+
+    def __init__(self, look: Callable[[Any, int], None], epochs: Iterable[int], initial_epoch: int = 0) -> None:
+        """Takes what shall look, and when.
+
+        Args:
+            look: Called with the model or cohort, and how many epochs it has been trained.
+            epochs: These numbers: 0 is before the first epoch, 1 after it.
+            initial_epoch: How many there were before the fit begins.
+        """
+        super().__init__()
+        self._look, self._left, self._done = look, sorted(epochs), initial_epoch
+
+    @property
+    def next_look(self) -> int | float:
+        """The number of epochs at which it looks next."""
+        return self._left[0] if self._left else math.inf
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Looks at what is not trained yet."""
+        self._look_at(self._done)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Looks, if this is one of the epochs."""
+        self._done = epoch + 1
+        self._look_at(self._done)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Looks once more, where it was to look later."""
+        if self._left:
+            self._look(self.model, self._done)
+
+    def _look_at(self, epochs: int) -> None:
+        if self.next_look <= epochs:
+            self._left = [each for each in self._left if each > epochs]
+            self._look(self.model, epochs)
+
+
 class Listeners:
     """The callbacks that look at all members between epochs: their `model` is the cohort."""
 
@@ -89,6 +131,11 @@ class Listeners:
     def __len__(self) -> int:
         """Returns how many there are."""
         return len(self._callbacks)
+
+    def epochs_alone(self, epoch: int, remaining: int) -> int:
+        """Returns how many of the remaining epochs may run from this one on until one of them looks again."""
+        looks = [each.next_look if isinstance(each, Snapshots) else epoch + 1 for each in self._callbacks]
+        return int(min(remaining, *(max(1, look - epoch) for look in looks))) if looks else remaining
 
     def tell(self, interrupt: Interrupt, hook: str, *args: Any) -> None:
         """Calls this method of all of them; Ctrl-C is heard meanwhile."""

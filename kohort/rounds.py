@@ -127,6 +127,7 @@ class Rounds:
         self.pace = self._pace(self._packings())
         workers = min(cores(), len(members.blocks))
         with concurrent.futures.ThreadPoolExecutor(workers) as executor, held_interrupt() as interrupt:
+            members.trained = trained  # as they begin: whoever listens may ask them
             tell(interrupt, "on_train_begin")
             while epoch < self.recipe.epochs and self.goes_on.any() and not interrupt:
                 self._measure(self.recipe.epochs - epoch)
@@ -200,9 +201,8 @@ class Rounds:
         # Where members may stop, a round is shorter, as they keep their lanes to its end, but not so short that a fit
         # has too many; and Keras's own iterator cannot go back to where a member has stopped.
         may_stop = self.guide.may_stop
-        is_single = self.progress.is_per_epoch or self.guide.is_per_epoch or bool(self.listeners)
-        is_single |= may_stop and not self.ahead.is_plain
-        remaining = 1 if is_single else self.recipe.epochs - epoch
+        is_single = self.progress.is_per_epoch or self.guide.is_per_epoch or (may_stop and not self.ahead.is_plain)
+        remaining = 1 if is_single else self.listeners.epochs_alone(epoch, self.recipe.epochs - epoch)
         count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
         if may_stop:
             share = (self.recipe.epochs - self.recipe.initial_epoch) // MOST_STOPPING_ROUNDS

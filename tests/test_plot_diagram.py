@@ -94,13 +94,35 @@ def test_limits_of_the_maps():
     assert plot.network(model, X, xlim=(0, 3)).plane.limits == {"xlim": (0, 3), "ylim": (-0.25, 1.25)}
 
 
-def test_more_inputs_have_no_maps_but_names():
-    table = pd.DataFrame(np.zeros((3, 4)), columns=["bill", "depth", "flipper", "mass"])
-
-    record = plot.network(network(features=4), table)
+def test_more_inputs_have_no_maps_where_no_plane_is_chosen():
+    record = plot.network(network(features=4))
 
     assert record.maps == []
-    assert {"bill", "mass"} <= {text.get_text() for text in record.ax_.texts}
+    assert {"x[:, 0]", "x[:, 3]"} <= {text.get_text() for text in record.ax_.texts}
+
+
+def test_more_inputs_have_maps_over_the_plane_that_is_chosen():
+    values = np.random.default_rng(0).normal(size=(9, 4)).astype("float32")
+    table, model = pd.DataFrame(values, columns=["bill", "depth", "flipper", "mass"]), network(features=4)
+
+    record = plot.network(model, table, features=("bill", "mass"), fixed={"depth": 0.5}, grid_resolution=5)
+
+    assert record.plane.names == ("bill", "mass")
+    assert {"bill", "flipper"} <= {text.get_text() for text in record.ax_.texts}
+    points = record.plane.points
+    np.testing.assert_allclose(points[:, 1], 0.5)
+    np.testing.assert_allclose(points[:, 2], np.median(values[:, 2]), rtol=1e-6)
+    np.testing.assert_allclose(record.maps[0].reshape(4, -1).T, points)
+    expected = model.predict(points, verbose=0).reshape(5, 5)
+    np.testing.assert_allclose(record.maps[-1][0], expected, rtol=1e-5, atol=1e-6)
+    assert overlaps(record.figure_) == []
+
+
+def test_samples_of_more_features_are_not_overlooked():
+    with pytest.raises(ValueError, match=r"`features` must be given where the model takes 4 features"):
+        plot.network(network(features=4), np.zeros((3, 4), "float32"))
+    with pytest.raises(ValueError, match=r"`x` must be of shape \(sample, 4\)"):
+        plot.network(network(features=4), np.zeros((3, 2), "float32"), features=(0, 1))
 
 
 @pytest.mark.parametrize(

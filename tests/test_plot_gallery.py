@@ -88,6 +88,17 @@ def test_by_sorts_the_best_first_and_what_is_not_a_number_last(metric, last, see
     np.testing.assert_allclose(picture.responses[:, 0, -1], np.multiply(1.5, seeds))
 
 
+def test_members_of_one_seed_are_all_shown():
+    cohort = Cohort(seeds=(5, 5, 2), answer=lambda x: np.stack([k * x[:, :1] for k in (1, 2, 3)]))
+
+    first = plot.wall(cohort, **LIMITS, grid_resolution=3)
+    named = plot.wall(cohort, **LIMITS, grid_resolution=3, members=[2, 5])
+
+    assert (first.seeds, named.seeds) == ((5, 5, 2), (2, 5, 5))
+    np.testing.assert_allclose(first.responses[:, 0, -1], [1.5, 3, 4.5])
+    np.testing.assert_allclose(named.responses[:, 0, -1], [4.5, 1.5, 3])
+
+
 def test_by_sorts_what_is_shown_and_does_not_choose_it():
     log = recorded(loss=[[0.3], [0.2], [0.1]])
 

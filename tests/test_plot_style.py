@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from pictures import Cohort, X, Y, network, overlaps, recorded, trained_cohort
 
 from kohort import plot
+from kohort.plot import style
 
 
 def compiled():
@@ -36,6 +37,7 @@ PICTURES = {
     "response_curve": lambda **ax: plot.response_curve(network(features=1), X[:, :1], X[:, 0] ** 2, **ax),
     "history": lambda **ax: plot.history(losses(), **ax),
     "survival": lambda **ax: plot.survival(Cohort(range(6), losses()), loss=0.5, **ax),
+    "animate": lambda **ax: plot.animate(compiled(), X, Y, epochs=2, frames=2, grid_resolution=12, verbose=0, **ax),
     "minima": lambda **ax: plot.minima(Cohort(range(6), losses()), X, Y, grid_resolution=12, **ax),
 }
 each_picture = pytest.mark.parametrize("draw", PICTURES.values(), ids=PICTURES)
@@ -147,3 +149,27 @@ def test_every_picture_is_tried_here():
     drawn = {name for name in plot.__all__ if name[0].islower()}
 
     assert drawn <= PICTURES.keys()
+
+
+def test_ticks_that_somebody_has_chosen_stay():
+    _, ax = plt.subplots()
+    ax.xaxis.set_major_locator(matplotlib.ticker.MultipleLocator(7))
+
+    for axis in (ax.xaxis, ax.yaxis):
+        style.set_ticks(axis, nbins=2, integer=True)
+    ax.set(xlim=(0, 15), ylim=(0, 15))
+
+    assert set(ax.get_xticks()) >= {0, 7, 14}
+    assert len(ax.get_yticks()) <= 4
+
+
+def test_a_display_says_what_it_keeps():
+    grid = np.zeros((3, 4))
+    record = plot.DecisionBoundary(xx0=grid, xx1=grid, response=grid, x=np.zeros((9, 2)))
+
+    assert repr(record) == (
+        "DecisionBoundary(xx0 (3, 4), xx1 (3, 4), x (9, 2), names ('x[:, 0]', 'x[:, 1]'), classes (0, 1), "
+        "threshold 0.5, response (3, 4))"
+    )
+    kinds = [getattr(plot, name) for name in plot.__all__ if name[0].isupper()]
+    assert all(kind.__repr__ is style.Display.__repr__ for kind in kinds)

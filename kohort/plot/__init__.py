@@ -11,6 +11,7 @@ from kohort.plot.blueprint import LayerDiagram
 from kohort.plot.boundary import DecisionBoundary, decision_boundary
 from kohort.plot.curves import HistoryCurves, history
 from kohort.plot.diagram import NetworkDiagram, network
+from kohort.plot.film import Film, animate
 from kohort.plot.gallery import Wall, wall
 from kohort.plot.groups import Minima, minima
 from kohort.plot.hidden import FeatureSpace, feature_space
@@ -21,6 +22,7 @@ from kohort.plot.solving import Survival, survival
 __all__ = [
     "DecisionBoundary",
     "FeatureSpace",
+    "Film",
     "HistoryCurves",
     "LayerDiagram",
     "LossLandscape",
@@ -31,6 +33,7 @@ __all__ = [
     "Survival",
     "Units",
     "Wall",
+    "animate",
     "decision_boundary",
     "feature_space",
     "history",

@@ -13,14 +13,14 @@ from matplotlib import rcParams
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from kohort import keras_parts
-from kohort.plot.style import COLOURS, on_axes, require
+from kohort.plot.style import COLOURS, Display, on_axes, require
 
 WIDTH, HEIGHT, GAP = 2.9, 0.5, 0.3  # inches of a box, and between boxes
 MOST_LAYERS = 60
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LayerDiagram:
+class LayerDiagram(Display):
     """The layers of a network and what flows between them; `network` computes it.
 
     Example:

@@ -13,7 +13,7 @@ from matplotlib import rcParams
 from matplotlib.collections import LineCollection
 
 from kohort.plot.sources import logs_of, names_of_outcomes
-from kohort.plot.style import BAND, COLOURS, check_axes, halo, on_axes
+from kohort.plot.style import BAND, COLOURS, Display, check_axes, halo, on_axes, set_ticks
 
 MAX_LINES = 200  # faint lines in a history; its record keeps every member
 HIGHER_IS_BETTER = {"acc", "accuracy", "auc", "iou", "precision", "recall", "score", "similarity"}
@@ -25,7 +25,7 @@ ENDS = {
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class HistoryCurves:
+class HistoryCurves(Display):
     """One metric over the epochs, of one network or of a cohort; `history` computes it.
 
     Example:
@@ -60,7 +60,7 @@ class HistoryCurves:
         if self.is_logarithmic:
             self.ax_.set_yscale("log", nonpositive="mask")
         self.ax_.set(xlabel="epoch", ylabel=self.metric)
-        self.ax_.locator_params(axis="x", integer=True)
+        set_ticks(self.ax_.xaxis, integer=True)
         if not self.epochs.size:
             self.ax_.text(0.5, 0.5, "not finite", transform=self.ax_.transAxes, ha="center", va="center")
         if ax is None:

@@ -18,7 +18,7 @@ from kohort.plot.activations import draw_activation, ends_of
 from kohort.plot.blueprint import LayerDiagram, layers_of
 from kohort.plot.layers import answers_of, check_model
 from kohort.plot.plane import Plane, cut
-from kohort.plot.style import COLOURS, check_axes, halo, on_axes
+from kohort.plot.style import COLOURS, Display, check_axes, halo, on_axes
 
 MOST_UNITS, MOST_LAYERS = 16, 8  # beyond them a network is drawn as layers
 STEP = 1.9  # inches between layers
@@ -36,7 +36,7 @@ UNITWISE = (
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class NetworkDiagram:
+class NetworkDiagram(Display):
     """Units, weights, biases and activation maps of dense layers; `network` computes it.
 
     Example:
@@ -161,10 +161,10 @@ class NetworkDiagram:
         text = f"the widest line is a weight of {largest:.3g}; the ring and the number below a unit: its bias"
         if self.plane is not None:
             (a, b), (c, d) = self.plane.limits.values()
-            text += (
-                f"\nin each unit: its activation for inputs from ({a:.3g}, {c:.3g}) to ({b:.3g}, {d:.3g}), light: high;"
-            )
-            text += "\nwhite line: where its weighted sum is 0"
+            drawn = " and ".join(self.plane.names) if self.plane.note else "inputs"
+            ends = f"from ({a:.3g}, {c:.3g}) to ({b:.3g}, {d:.3g})"
+            text += f"\nin each unit: its activation for {drawn} {ends}, light: high;"
+            text += "\nwhite line: where its weighted sum is 0" + (f"; {self.plane.note}" if self.plane.note else "")
         middle = 0.5 * sum(self.ax_.get_xlim())
         self.ax_.text(middle, -0.15, text, ha="center", va="top", fontsize=small, linespacing=1.3)
 
@@ -193,6 +193,9 @@ def network(
     *,
     xlim: Any = None,
     ylim: Any = None,
+    features: Any = None,
+    fixed: Any = None,
+    projection: Any = None,
     grid_resolution: int = 50,
     ax: Any = None,
 ) -> "NetworkDiagram | LayerDiagram":
@@ -200,14 +203,18 @@ def network(
 
     A network of dense layers of at most 16 units is drawn unit by unit: lines are weights, wide for large ones and
     dashed for negative ones; rings are biases likewise. With two inputs each unit shows its own activation over the
-    plane of the inputs, and the line where its weighted sum is zero. Any other network is drawn layer by layer, with
-    what each gives and how many parameters it has.
+    plane of the inputs, and the line where its weighted sum is zero; with more it does so over the plane that
+    `features`, `fixed` or `projection` choose. Any other network is drawn layer by layer, with what each gives and how
+    many parameters it has; what belongs to maps is not looked at then.
 
     Args:
         model: A built sequential or functional Keras model.
         x: Samples, whose limits are those of the activation maps.
         xlim: Limits of the first input. Default: those of `x`, and a quarter more on each side; without `x` -1 to 1.
         ylim: Limits of the second input, likewise.
+        features: Of more than two features the two to draw, as for `decision_boundary`.
+        fixed: Where the others are held, likewise.
+        projection: Instead of these, a projection onto two components, likewise.
         grid_resolution: Grid points of the maps along each input, at least 2.
         ax: Matplotlib axes to draw on; None makes a figure.
 
@@ -238,9 +245,10 @@ def network(
     n = len(weights[0])
     names = tuple(map(str, getattr(x, "columns", [f"x[:, {i}]" for i in range(n)])))
     record = NetworkDiagram(weights=weights, biases=biases, captions=captions, names=names)
-    if n == 2:
+    chosen = (x, xlim, ylim, features, fixed, projection)
+    if n == 2 or any(each is not None for each in chosen):
         default = (-1.0, 1.0) if x is None else None
-        plane = cut(2, x, None, xlim or default, ylim or default, grid_resolution)
+        plane = cut(n, x, None, xlim or default, ylim or default, grid_resolution, features, fixed, projection)
         record.plane, shape = Plane(**plane), plane["xx0"].shape
         answers = [plane["points"], *answers_of(model, [column[-1] for column in columns], plane["points"])]
         sums = [answers[i] @ weights[i] + biases[i] for i in range(len(dense))]

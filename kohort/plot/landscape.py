@@ -20,7 +20,7 @@ from kohort.data import inputs, pass_cut
 from kohort.engine import State
 from kohort.fit import check_model
 from kohort.plot.sources import check_single
-from kohort.plot.style import NUMBERS, check_axes, halo, on_axes, require
+from kohort.plot.style import NUMBERS, Display, check_axes, halo, on_axes, require, set_ticks
 from kohort.programs import local_programs_of
 
 BYTES_AT_ONCE = 2**28  # of weights and activations, about: bounds the memory of one call
@@ -28,7 +28,7 @@ MOST_POINTS = 4096  # in one call
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LossLandscape:
+class LossLandscape(Display):
     """The loss at weights `center + a * first + b * second`; `loss_landscape` computes it.
 
     Example:
@@ -77,6 +77,8 @@ class LossLandscape:
         self.ax_.plot(0, 0, **style, **edges, zorder=3)
         names = [f"direction {k}, in norms of each unit's weights" for k in (1, 2)]
         self.ax_.set(xlabel=names[0], ylabel=names[1])
+        for axis in (self.ax_.xaxis, self.ax_.yaxis):
+            set_ticks(axis, nbins=5)
         if ax is None:
             self.figure_.colorbar(region, ax=self.ax_, label="loss", format="%g")
             self.figure_.legend(loc="outside upper center", frameon=False)

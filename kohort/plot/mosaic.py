@@ -52,7 +52,9 @@ class Mosaic:
         self.host.text(0.08 / self.size[0], middle[1], texts[1], ha="left", va="center", rotation=90, **style)
 
 
-def mosaic(ax: Any, count: int, columns: int, top: float, lines: int = 1, right: float = 0.0) -> Mosaic:
+def mosaic(
+    ax: Any, count: int, columns: int, top: float, lines: int = 1, right: float = 0.0, across: float = 11.0
+) -> Mosaic:
     """Places `count` cells in rows, with room for a title of so many lines above each.
 
     Args:
@@ -62,18 +64,19 @@ def mosaic(ax: Any, count: int, columns: int, top: float, lines: int = 1, right:
         top: Inches above all cells, for a title and a legend.
         lines: Lines of text above each cell.
         right: Inches at the right of them, for a colour bar.
+        across: Inches of a row of cells in a new figure, about; a cell has from 1 to 3.
     """
     check_axes(ax)
     columns, title = min(columns, count), TITLE + 0.15 * (lines - 1)
     rows = math.ceil(count / columns)
     if ax is None:
-        cell = min(3.0, max(1.3, 11 / columns))
+        cell = min(3.0, max(1.3 * across / 11, across / columns))
         size = np.array([max(4.2, LEFT + columns * (cell + GAP) + right), top + BOTTOM + rows * (cell + title)])
         host = plt.figure(figsize=tuple(size)).add_axes((0, 0, 1, 1))
     else:
         host, size = ax, ax.get_window_extent().size / ax.figure.dpi
-        across = (size[0] - LEFT - right) / columns - GAP
-        cell = max(0.1, min(across, (size[1] - top - BOTTOM) / rows - title))
+        fitting = (size[0] - LEFT - right) / columns - GAP
+        cell = max(0.1, min(fitting, (size[1] - top - BOTTOM) / rows - title))
     host.set_axis_off()
     placed = Mosaic(host=host, size=size, cell=cell, top=top)
     for i in range(count):

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from kohort import data
-from kohort.plot.style import require
+from kohort.plot.style import Display, require, set_ticks
 
 MARGIN = 0.25  # of the samples' span, added on each side where no limits are given
 SHOWN = 3  # fixed features that a note names one by one
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Plane:
+class Plane(Display):
     """A grid over two axes, and the samples that lie there."""
 
     xx0: np.ndarray  # first coordinate at each grid point, (grid, grid)
@@ -38,7 +38,8 @@ class Plane:
     def name_axes(self, ax: Any, nbins: int = 6) -> None:
         """Names the axes, and says on top where the other features are held."""
         ax.set(xlabel=self.names[0], ylabel=self.names[1], **self.limits)
-        ax.locator_params(nbins=nbins)
+        for axis in (ax.xaxis, ax.yaxis):
+            set_ticks(axis, nbins=nbins)
         if self.note:
             ax.set_title(self.note, fontsize="small")
 

@@ -17,13 +17,13 @@ from matplotlib.collections import LineCollection
 
 from kohort import data
 from kohort.plot.plane import MARGIN
-from kohort.plot.style import BAND, COLOURS, check_axes, halo, on_axes, require
+from kohort.plot.style import BAND, COLOURS, Display, check_axes, halo, on_axes, require
 
 MAX_LINES = 200  # faint lines; the record keeps every member
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ResponseCurve:
+class ResponseCurve(Display):
     """What networks of one feature answer along it; `response_curve` computes it.
 
     Example:

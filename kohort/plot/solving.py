@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from kohort.plot.sources import check_cohort, criterion
-from kohort.plot.style import COLOURS, check_axes, on_axes
+from kohort.plot.style import COLOURS, Display, check_axes, on_axes, set_ticks
 from kohort.survival import survival_curve
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Survival:
+class Survival(Display):
     """The share of members that have not solved a problem yet, by epoch; `survival` computes it.
 
     Example:
@@ -54,7 +54,7 @@ class Survival:
         self.ax_.set(xlabel="epoch", ylabel="members not solved yet", ylim=(-0.02, 1.02))
         self.ax_.set_title(f"solved: {self.criterion}", fontsize="medium")
         self.ax_.yaxis.set_major_formatter(PercentFormatter(1))
-        self.ax_.locator_params(axis="x", integer=True)
+        set_ticks(self.ax_.xaxis, integer=True)
         if ax is None:
             self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
         return self

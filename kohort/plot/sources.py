@@ -31,14 +31,18 @@ def check_single(model: Any) -> None:
 
 
 def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
-    """Returns the positions in the cohort of the members to show: the first ones, or those of the seeds."""
+    """Returns the positions in the cohort of the members to show: the first ones, or all those of the seeds."""
     check_cohort(cohort)
     seeds = list(cohort.seeds)
-    wanted = seeds[: max(members, 0)] if isinstance(members, int | np.integer) else list(members)
+    is_number = isinstance(members, int | np.integer)
+    wanted = list(dict.fromkeys(seeds[: max(members, 0)] if is_number else members))
     shown = ", ".join(map(str, seeds[:6])) + (", ..." if len(seeds) > 6 else "")
     accepted = f"a number of at least 1, or seeds among {shown}"
     require(wanted and set(wanted) <= set(seeds), "members", accepted, members, "Pass for example 64.")
-    return np.array([seeds.index(seed) for seed in wanted])
+    if is_number:
+        return np.arange(len(seeds))[:members]
+    # With folds, or where more varies, several members have one seed.
+    return np.concatenate([np.flatnonzero(np.equal(seeds, seed)) for seed in wanted])
 
 
 def features_of_members(cohort: Any, x: Any, features: Any, fixed: Any) -> int:

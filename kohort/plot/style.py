@@ -12,6 +12,7 @@ from matplotlib import color_sequences, rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba_array
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from kohort.checks import received
 
@@ -20,6 +21,25 @@ MARKERS = "osD^vPXp*"
 NUMBERS = "cividis"  # the colour map of plain numbers: light grows with the value, for all readers alike
 AXES = "`plt.subplots()` makes some."
 BAND = (0.1, 0.5, 0.9)  # the quantiles that stand for many members
+
+
+class Display:
+    """What a picture keeps and how it says so: its arrays by their shapes, and never their values."""
+
+    def __repr__(self) -> str:
+        """Names the arrays with their shapes, and what else is short."""
+        kept = {name: value for name, value in vars(self).items() if not name.endswith("_")}
+        said = filter(None, [_said(name, value) for name, value in kept.items()])
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{name} {value.shape}"
+    if isinstance(value, list) or (isinstance(value, tuple) and len(value) > 3):
+        return f"{len(value)} {name}"
+    is_short = isinstance(value, str | int | float | tuple) and bool(value)
+    return f"{name} {value!r}" if is_short else ""
 
 
 def require(ok: Any, name: str, accepted: str, value: Any, step: str, error: type[Exception] = ValueError) -> None:
@@ -39,6 +59,12 @@ def check_axes(ax: Any) -> None:
     require(ax is None or isinstance(ax, Axes), "ax", "Matplotlib axes or None", ax, AXES, TypeError)
     is_fit = ax is None or (ax.name == "rectilinear" and ax.figure is not None)
     require(is_fit, "ax", "flat axes that stand in a figure", ax, AXES)
+
+
+def set_ticks(axis: Any, **choice: Any) -> None:
+    """Sets how the ticks of an axis are chosen; where its owner has chosen them in another way, they stay."""
+    if isinstance(axis.get_major_locator(), MaxNLocator):
+        axis.get_major_locator().set_params(**choice)
 
 
 def tints(n: int) -> np.ndarray:

@@ -41,14 +41,18 @@ class Surface(Plane):
         """Draws what the response says, and the samples as markers of `size` points; returns the filled regions."""
         known = np.where(np.isfinite(response), response, np.nan)
         surfaces = (self.paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
-        ax.spines[:].set_linewidth(size / 6)
         if np.isnan(known).any():
             style = {"ha": "center", "va": "center", "path_effects": halo(), "zorder": 5}
             ax.text(0.5, 0.5, "not finite", transform=ax.transAxes, fontsize=min(10, 5 + size), **style)
+        self.dress(ax, size)
+        return surfaces
+
+    def dress(self, ax: Any, size: float) -> None:
+        """Draws what stays where the response changes: the samples, the frame and the limits."""
+        ax.spines[:].set_linewidth(size / 6)
         if self.x is not None:
             self.draw_samples(ax, self.x, size * min(1, max(0.4, math.sqrt(50 / len(self.x)))))
         ax.set(**self.limits)
-        return surfaces
 
     def paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
         """Fills the region of each class, draws the boundaries, and hatches where none leads; returns the regions."""
@@ -81,9 +85,7 @@ class Surface(Plane):
 
     def scores(self, response: np.ndarray) -> np.ndarray:
         """Returns one score a class, (class, grid, grid); the largest is the answer."""
-        return (
-            np.moveaxis(response, -1, 0) if response.ndim == 3 else np.stack([0 * response + self.threshold, response])
-        )
+        return scores_of(response[None], self.threshold)[:, 0]
 
     def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
         """Writes each class where it leads most, away from the edges: colour alone would not tell."""
@@ -139,15 +141,34 @@ class Surface(Plane):
         ]
 
 
+def scores_of(responses: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns one score a class of each member, (class, member, grid, grid); the largest is the answer.
+
+    Args:
+        responses: Raw outputs (member, grid, grid), or (member, grid, grid, class).
+        threshold: Where a single output changes class.
+    """
+    return np.moveaxis(responses, -1, 0) if responses.ndim == 4 else np.stack([0 * responses + threshold, responses])
+
+
+def two_best(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the largest score at each point, and the one that comes next."""
+    first, second = scores[0], np.full_like(scores[0], -np.inf)
+    for score in scores[1:]:
+        second = np.maximum(second, np.minimum(first, score))
+        first = np.maximum(first, score)
+    return first, second
+
+
 def undecided(scores: np.ndarray) -> np.ndarray:
-    """Says where no class leads, (grid, grid): in regions, not at single points of a boundary that is crossed there.
+    """Says where no class leads, (..., grid, grid): in regions, not at single points of a boundary that is crossed.
 
     A network on a plateau answers the threshold itself over half the plane, and what is left of a boundary is rounding.
     """
     from scipy.ndimage import binary_opening
 
-    second, first = np.sort(scores, axis=0)[-2:]
-    return binary_opening(first - second < UNDECIDED, np.ones((3, 3)))
+    first, second = two_best(scores)
+    return binary_opening(first - second < UNDECIDED, np.ones((*[1] * (first.ndim - 2), 3, 3)))
 
 
 def votes(responses: np.ndarray, threshold: float) -> np.ndarray:
@@ -157,8 +178,7 @@ def votes(responses: np.ndarray, threshold: float) -> np.ndarray:
         responses: Raw outputs (member, grid, grid), or (member, grid, grid, class).
         threshold: Where a single output changes class.
     """
-    of_classes = np.moveaxis(responses, -1, 0) if responses.ndim == 4 else None
-    scores = np.stack([0 * responses + threshold, responses]) if of_classes is None else of_classes
+    scores = scores_of(responses, threshold)
     leads = scores > scores.max(axis=0) - UNDECIDED
     return leads / leads.sum(axis=0)
 
