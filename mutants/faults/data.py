@@ -98,8 +98,8 @@ FAULTS = [
     Fault(
         "same-order-in-each-epoch",
         "kohort/generators.py",
-        "        shuffled = ordered.copy()\n        generator.shuffle(shuffled)\n        row[:] = shuffled\n",
-        "        row[:] = ordered\n    generator.shuffle(drawn[0])\n    drawn[:] = drawn[0]\n",
+        "permuted(drawn, axis=1, out=drawn)",
+        "permuted(drawn, axis=1)[[0] * count]",
         (f"{FIT}test_many_epochs_over_several_calls",),
     ),
     Fault(
@@ -163,8 +163,8 @@ FAULTS = [
     Fault(
         "owed-draw-to-build-forgotten",
         "kohort/rounds.py",
-        "return trained._replace(generators=trained.generators.owing(self.data.cut.rows, 1))",
-        "return trained",
+        "return begun._replace(generators=begun.generators.owing(self.ahead.data.cut.rows, 1))",
+        "return begun",
         (f"{COHORT}test_an_order_that_nobody_sees_is_drawn_when_somebody_looks",),
     ),
     Fault(
