@@ -30,6 +30,8 @@ if not _is_command():
     from kohort.fit import FallBackWarning, fit
     from kohort.remote import WorkerError
     from kohort.report import report
+    from kohort.study import Study
+    from kohort.trials import open
 
     _keep_programs_on_disk()
 
@@ -38,11 +40,13 @@ __all__ = [
     "DifferenceWarning",
     "FallBackError",
     "FallBackWarning",
+    "Study",
     "WorkerError",
     "data",
     "fit",
     "history",
     "install",
+    "open",
     "plot",
     "report",
     "uninstall",

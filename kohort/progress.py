@@ -46,9 +46,11 @@ class Interrupt:
 @contextmanager
 def held_interrupt() -> Iterator[Interrupt]:
     """Holds Ctrl-C back inside the block, so that nothing is left half done, and raises KeyboardInterrupt after it."""
-    interrupt = Interrupt()
+    interrupt = getattr(_of_thread, "interrupt", None) or Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
+        if interrupt:
+            raise KeyboardInterrupt
         return
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
@@ -63,6 +65,19 @@ def held_interrupt() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, before)
     if interrupt:
         raise KeyboardInterrupt
+
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def heeding(interrupt: Interrupt) -> Iterator[None]:
+    """Lets what this thread trains inside the block end as soon as somebody else, who hears Ctrl-C, has noted it."""
+    _of_thread.interrupt = interrupt
+    try:
+        yield
+    finally:
+        _of_thread.interrupt = None
 
 
 class Progress:
