@@ -33,12 +33,13 @@ def last_blocks(blocks: Sequence[BlockRow]) -> dict[int, int]:
     return reached
 
 
-def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents]) -> CohortHistory:
+def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents], asked: int = 0) -> CohortHistory:
     """Returns the history of a trial's members: NaN where one has not been trained, and after its stop.
 
     Args:
         blocks: All blocks of the trial.
         read: Reads one of them; they are read one after the other.
+        asked: The epoch that members were to reach; who did not counts as stopped.
     """
     seeds, epochs, seen = seeds_of(blocks), max((block.epochs for block in blocks), default=0), 0
     row_of, last = {seed: row for row, seed in enumerate(seeds)}, last_blocks(blocks)
@@ -53,7 +54,9 @@ def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents])
                 full[rows[:, None], numbers] = values
         stopped[rows] = np.maximum(stopped[rows], arrays["stopped_epoch"])
         seen = max(seen, int(numbers[-1]) + 1)
-    stopped = np.where((stopped < 0) & (reached < epochs), reached - 1, stopped)  # nobody went on with these
+    stopped = np.where(
+        (stopped < 0) & (reached < max(asked, epochs)), reached - 1, stopped
+    )  # nobody went on with these
     kept = {name: metrics[name][:, :seen] for name in sorted(metrics)}
     return CohortHistory(kept, seeds, list(range(seen)), stopped)
 

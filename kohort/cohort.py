@@ -448,7 +448,11 @@ class Cohort(Results):
             `keras.saving.deserialize_keras_object`, always in safe mode.
         """
         check_backend("kohort.Cohort")
-        kept = saving.load(path, custom_objects)
+        return cls.of_kept(saving.load(path, custom_objects))
+
+    @classmethod
+    def of_kept(cls, kept: saving.Kept) -> "Cohort":
+        """Makes a cohort of what a file or a study held, for kohort's own use."""
         cohort = cls(kept.model, kept.seeds, exact=kept.exact)
         kept.put_into(cohort._members)
         return cohort

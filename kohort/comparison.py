@@ -100,7 +100,7 @@ def compared(
     ranked = [name for name in ours if directions[0].get(name) and ours[name].ndim == 2 and name in theirs]
     if not isinstance(by, str) or by not in ranked or not directions[1].get(by):
         raise ValueError(
-            "`by` must be a metric of both histories of which Keras knows whether more is better: "
+            "`by` must be a metric of the history of both of which Keras knows whether more is better: "
             f"{', '.join(ranked)}. Received: by={by!r}. For any other rule pass a criterion."
         )
     last, last_there = ours.last(by)[mine], theirs.last(by)[others]

@@ -16,6 +16,7 @@ from kohort.progress import Interrupt, heeding
 
 Lanes = Sequence[Sequence[Any]]
 Executor = Callable[[Lanes, Callable[[Any], Any], Interrupt, int], Iterator[Any]]
+WAKE_SECONDS = 0.1
 
 
 def in_threads(lanes: Lanes, train: Callable[[Any], Any], interrupt: Interrupt, workers: int) -> Iterator[Any]:
@@ -47,7 +48,8 @@ def in_threads(lanes: Lanes, train: Callable[[Any], Any], interrupt: Interrupt, 
         try:
             begin()
             while running:
-                ready, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                # Python hears Ctrl-C in this thread, which not every system wakes for it.
+                ready, _ = concurrent.futures.wait(running, WAKE_SECONDS, concurrent.futures.FIRST_COMPLETED)
                 waiting.extendleft(lane for lane in map(running.pop, ready) if lane)
                 begin()  # before the caller writes
                 for future in ready:

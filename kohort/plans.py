@@ -18,6 +18,7 @@ import numpy as np
 
 from kohort.checks import Recipe, received
 from kohort.cohort_callbacks import MEMBER_KINDS
+from kohort.fit import check_callbacks
 from kohort.history import CohortHistory
 from kohort.keras_callbacks import listed
 from kohort.store import canonical
@@ -131,20 +132,21 @@ class Fit(NamedTuple):
 
     def described(self) -> dict:
         """Returns what is kept of the arguments, as values of JSON: of data a fingerprint; not how many epochs."""
-        fit = {k: v for k, v in self.recipe._asdict().items() if k not in ("epochs", "initial_epoch")}
-        fit |= {"bootstrap": self.bootstrap, "callbacks": [_described(each) for each in listed(self.callbacks)]}
+        told = {k: v for k, v in self.recipe._asdict().items() if k not in ("epochs", "initial_epoch")}
+        told |= {"bootstrap": self.bootstrap, "callbacks": [_described(each) for each in listed(self.callbacks)]}
         if self.recipe.class_weight is not None:
-            fit["class_weight"] = {str(key): float(value) for key, value in self.recipe.class_weight.items()}
+            told["class_weight"] = {str(key): float(value) for key, value in self.recipe.class_weight.items()}
         data = {name: fingerprint(getattr(self, name)) for name in ("x", "y", "sample_weight", "validation_data")}
-        return json.loads(json.dumps({"fit": fit, "data": data}, default=_python_number))
+        return json.loads(json.dumps({"fit": told, "data": data}, default=_python_number))
 
 
 def _python_number(value: Any) -> Any:
     return value.item()
 
 
-def check_callbacks(callbacks: Any) -> None:
+def check_member_callbacks(callbacks: Any) -> None:
     """Raises unless the callbacks act on each member by itself."""
+    check_callbacks(callbacks)
     for callback in listed(callbacks):
         if type(callback) not in MEMBER_KINDS:
             kinds = ", ".join(kind.__name__ for kind in MEMBER_KINDS)

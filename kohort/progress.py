@@ -46,7 +46,8 @@ class Interrupt:
 @contextmanager
 def held_interrupt() -> Iterator[Interrupt]:
     """Holds Ctrl-C back inside the block, so that nothing is left half done, and raises KeyboardInterrupt after it."""
-    interrupt = getattr(_of_thread, "interrupt", None) or Interrupt()
+    shared = getattr(_of_thread, "interrupt", None)
+    interrupt = Interrupt() if shared is None else shared
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         if interrupt:

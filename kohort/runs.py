@@ -12,7 +12,7 @@ import jax
 import keras
 import numpy as np
 
-from kohort import files, plans, saving
+from kohort import executors, files, plans, saving
 from kohort.blocks import last_blocks
 from kohort.checks import check_arrays
 from kohort.cohort import Cohort
@@ -52,7 +52,7 @@ class Run:
         self.rows = [rows.get(key) for key in keys]  # of what is known and not asked for, perhaps none
         self.keys = keys
 
-    def train(self, block_size: int | None, executor: Executor, verbose: str | int) -> None:
+    def train(self, block_size: int | None, executor: Executor | None, verbose: str | int) -> None:
         """Trains all tasks; each that is finished is committed at once."""
         lanes, missing = self._lanes(block_size)
         if not missing:
@@ -60,7 +60,7 @@ class Run:
         progress = Shown(missing, verbose)
         workers = max(2, min(cores(), 4)) if self._is_plain else 1
         with held_interrupt() as interrupt:
-            for finished in executor(lanes, self.trained, interrupt, workers):
+            for finished in (executor or executors.in_threads)(lanes, self.trained, interrupt, workers):
                 for row, block, contents in finished:
                     self.writer.commit(block, contents)
                     progress.update(row, block)

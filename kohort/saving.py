@@ -196,7 +196,8 @@ def load(path: Any, custom_objects: Mapping[str, Any] | None) -> Kept:
         OSError: If the file cannot be read.
         ValueError: If it is damaged, foreign, or newer, or asks for a class that nobody named.
     """
-    return checked(os.fspath(path), files.read(path, KIND, VERSION), custom_objects)
+    contents = files.read(path, KIND, VERSION)
+    return checked(os.fspath(path), contents, custom_objects)
 
 
 def checked(place: str, contents: Contents, custom_objects: Mapping[str, Any] | None) -> Kept:

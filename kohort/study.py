@@ -14,7 +14,7 @@ import numpy as np
 from kohort import plans, variants
 from kohort.checks import Recipe, check_backend, check_data, check_integer, check_recipe, received
 from kohort.cohort_callbacks import check_cohort_callbacks
-from kohort.executors import Executor, in_threads
+from kohort.executors import Executor
 from kohort.fit import check_model
 from kohort.folds import check_beside_folds
 from kohort.keras_parts import fresh_names
@@ -112,8 +112,9 @@ class Study(StoredStudy):
         validation_batch_size: int | None = None,
         validation_freq: int | list[int] = 1,
         bootstrap: bool = False,
+        trials: Iterable[Mapping[str, Any]] | None = None,
         block_size: int | None = None,
-        executor: Executor = in_threads,
+        executor: Executor | None = None,
     ) -> None:
         """Trains what of the study is not trained yet; called again, it goes on where it was.
 
@@ -137,6 +138,7 @@ class Study(StoredStudy):
             validation_batch_size: Likewise.
             validation_freq: Likewise.
             bootstrap: Likewise.
+            trials: The parameters of those trials that are to be trained, which may be others than those of the grid.
             block_size: The most members that are trained, and kept, at once. Default: as many as take some seconds.
             executor: Who trains the blocks; see `kohort.executors`. Default: threads of this process.
 
@@ -153,7 +155,8 @@ class Study(StoredStudy):
         )  # fmt: skip
         fit = Fit(x, y, sample_weight, validation_data, callbacks, bootstrap, recipe)
         options = {"verbose": verbose, "block_size": block_size, "executor": executor}
-        self._train([(parameters, self._seeds) for parameters in self._asked], fit, **options)
+        asked = self._asked if trials is None else plans.check_grid(self._network, list(trials))
+        self._train([(parameters, self._seeds) for parameters in asked], fit, **options)
         self._last = fit, options
 
     def extend(self, seeds: int | Iterable[int] | None = None, verbose: Any = None, **values: Any) -> None:
@@ -258,16 +261,16 @@ class Study(StoredStudy):
         fit: Fit,
         verbose: str | int = "auto",
         block_size: int | None = None,
-        executor: Executor = in_threads,
+        executor: Executor | None = None,
     ) -> None:
         """Trains those of the wanted members that have not reached the epochs of the fit."""
         check_recipe(fit.recipe, verbose)
-        plans.check_callbacks(fit.callbacks)
+        plans.check_member_callbacks(fit.callbacks)
         if block_size is not None:
             check_integer("block_size", block_size, 1)
         groups = self._groups([parameters for parameters, _ in wanted], fit)
         about = {**fit.described(), "exact": self._exact}
-        with self._store.writer() as writer:
+        with self.store.writer() as writer:
             if writer.records.about:
                 plans.check_same_fit(self.path, writer.records.about, about)
             self._check_networks(writer.records.trials.values())

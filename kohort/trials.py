@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kohort import saving
+from kohort import exports, saving
 from kohort.blocks import history_of, joined, seeds_of
 from kohort.checks import check_backend
 from kohort.cohort import Cohort
@@ -30,6 +30,7 @@ class Trial:
         about: What all trials of the study share.
         row: The trial.
         blocks: The blocks of its members.
+        epochs: The epoch that the members of the study were to reach.
         custom_objects: Name to class or function, of those of the user's own that its model needs.
 
     Example:
@@ -47,11 +48,17 @@ class Trial:
     """
 
     def __init__(
-        self, store: Store, about: dict, row: TrialRow, blocks: list[BlockRow], custom_objects: Mapping[str, Any] | None
+        self,
+        store: Store,
+        about: dict,
+        row: TrialRow,
+        blocks: list[BlockRow],
+        epochs: int = 0,
+        custom_objects: Mapping[str, Any] | None = None,
     ) -> None:
         """Reads nothing yet."""
         self._store, self._about, self._row, self._blocks = store, about, row, blocks
-        self._custom_objects = custom_objects
+        self._epochs, self._custom_objects = epochs, custom_objects
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -79,7 +86,7 @@ class Trial:
     @property
     def history(self) -> CohortHistory:
         """The metrics of the members by epoch, read from the store."""
-        return history_of(self._blocks, self._store.contents)
+        return history_of(self._blocks, self._store.contents, self._epochs)
 
     def direction(self, metric: str) -> str | None:
         """Says in which direction a metric gets better: "down", "up", or None if Keras does not say."""
@@ -99,11 +106,8 @@ class Trial:
         self._need_members("cohort")
         read = [(block, self._store.contents(block)) for block in self._blocks]
         known = {block.file: contents for block, contents in read}
-        history = history_of(self._blocks, lambda block: known[block.file])
-        kept = saving.checked(self._store.shown, joined(read, history), self._custom_objects)
-        cohort = Cohort(kept.model, kept.seeds, exact=kept.exact)
-        kept.put_into(cohort._members)
-        return cohort
+        history = history_of(self._blocks, lambda block: known[block.file], self._epochs)
+        return Cohort.of_kept(saving.checked(self._store.shown, joined(read, history), self._custom_objects))
 
     def success_rate(
         self, criterion: Criterion | None = None, /, *, confidence: float = 0.95, **bounds: float
@@ -231,13 +235,13 @@ class StoredStudy:
 
     def __init__(self, path: Any, custom_objects: Mapping[str, Any] | None = None) -> None:
         """Looks at the place; what is in it is read when it is asked for."""
-        self._store = Store(path)
+        self.store = Store(path)
         self._custom_objects = dict(custom_objects or {})
 
     @property
     def path(self) -> str:
         """The folder of the study."""
-        return self._store.shown
+        return self.store.shown
 
     @property
     def trials(self) -> list[Trial]:
@@ -245,14 +249,15 @@ class StoredStudy:
         return self._trials(self._records())
 
     def _records(self) -> Records:
-        return self._store.records()
+        return self.store.records()
 
     def _trials(self, records: Records) -> list[Trial]:
         blocks: dict[int, list[BlockRow]] = {number: [] for number in records.trials}
         for block in records.blocks:
             blocks[block.trial].append(block)
+        epochs = max((block.epochs for block in records.blocks), default=0)
         return [
-            Trial(self._store, records.about, row, blocks[number], self._custom_objects)
+            Trial(self.store, records.about, row, blocks[number], epochs, self._custom_objects)
             for number, row in records.trials.items()
         ]
 
@@ -348,17 +353,40 @@ class StoredStudy:
         other_own = {name: second.direction(name) for name in (*theirs, *bounds)}
         return compared(ours, theirs, (own, other_own), criterion, by, bounds, confidence)
 
+    def to_pandas(self) -> Any:
+        """Returns a `pandas.DataFrame` with one row for each member: parameters, seed, epochs, outcome, last values.
+
+        Raises an ImportError if pandas is not installed. Curves: `trial.history.to_pandas()`, or `to_xarray`.
+        """
+        return exports.members_table(self.trials)
+
+    def to_xarray(self) -> Any:
+        """Returns an `xarray.Dataset` of all curves, with the axes `trial`, `member` (its seed) and `epoch`.
+
+        Parameters are labels along `trial`; there is NaN where a trial has no such member or epoch. Raises an
+        ImportError if xarray is not installed.
+        """
+        return exports.dataset(self.trials)
+
+    def to_netcdf(self, path: Any) -> None:
+        """Writes `to_xarray()` to a NetCDF file. Raises an ImportError if xarray or h5netcdf is not installed."""
+        exports.write_netcdf(self.trials, path)
+
+    def to_parquet(self, path: Any) -> None:
+        """Writes `to_pandas()` to a Parquet file. Raises an ImportError if pandas or pyarrow is not installed."""
+        exports.write_parquet(self.trials, path)
+
     def __repr__(self) -> str:
         """Says where the study is and how much of it is trained."""
         name = type(self).__name__.removeprefix("Stored")
-        if not self._store.exists:
+        if not self.store.exists:
             return f"{name}({self.path!r}, not begun)"
         trials = self.trials
         return f"{name}({self.path!r}, {len(trials)} trials, {sum(map(len, trials))} members)"
 
     def _repr_html_(self) -> str:
         """Shows in a notebook what the study is, and a row for each trial."""
-        table = self.table()._repr_html_() if self._store.exists else ""
+        table = self.table()._repr_html_() if self.store.exists else ""
         return f"<div><strong>{html.escape(repr(self))}</strong>{table}</div>"
 
 

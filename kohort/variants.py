@@ -65,8 +65,8 @@ def differences(before: Any, after: Any, path: tuple = ()) -> Iterator[Differenc
         yield Difference(path, before, after)
 
 
-def grouped(trials: Sequence[int], models: Sequence[keras.Model], descriptions: Sequence[dict]) -> list[Group]:
-    """Returns the trials in groups that share a program."""
+def grouped(trials: Sequence[int], models: Sequence[keras.Model | None], descriptions: Sequence[dict]) -> list[Group]:
+    """Returns the trials in groups that share a program; of each group the first must have its model."""
     alike: dict[str, list[list[int]]] = {}
     for number, description in enumerate(descriptions):
         of_form = alike.setdefault(json.dumps(_without_floats(description)), [])
@@ -87,7 +87,7 @@ def _without_floats(description: Any) -> Any:
     return 0.5 if isinstance(description, float) else description
 
 
-def _shares(model: keras.Model, before: dict, after: dict) -> bool:
+def _shares(model: keras.Model | None, before: dict, after: dict) -> bool:
     """Says whether a model differs from another in nothing but numbers that can differ from member to member."""
     values = {}
     for difference in differences(before, after):
@@ -95,7 +95,7 @@ def _shares(model: keras.Model, before: dict, after: dict) -> bool:
         if path is None:
             return False
         values[path] = np.array([difference.before, difference.after])
-    return can_vary(model, values)
+    return model is not None and can_vary(model, values)
 
 
 def number_path(description: dict, path: tuple) -> str | None:
@@ -112,7 +112,7 @@ def number_path(description: dict, path: tuple) -> str | None:
 
 
 def _group(
-    places: list[int], trials: Sequence[int], models: Sequence[keras.Model], descriptions: Sequence[dict]
+    places: list[int], trials: Sequence[int], models: Sequence[keras.Model | None], descriptions: Sequence[dict]
 ) -> Group:
     first = descriptions[places[0]]
     found = [list(differences(first, descriptions[place])) for place in places]
@@ -122,4 +122,7 @@ def _group(
         str(number_path(first, path)): [float(own.get(path, before)) for own in changes]
         for path, before in varied.items()
     }
-    return Group(models[places[0]], [trials[place] for place in places], values, changes)
+    model = models[places[0]]
+    if model is None:
+        raise KeyError(f"The model of trial {trials[places[0]]} is not known any more.")
+    return Group(model, [trials[place] for place in places], values, changes)

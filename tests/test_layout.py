@@ -74,6 +74,7 @@ ROOMS = [
     "store",
     "variants",
     "blocks",
+    "exports",
     "trials",
     "executors",
     "plans",
