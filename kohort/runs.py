@@ -20,7 +20,7 @@ from kohort.data import BatchOrder
 from kohort.executors import Executor
 from kohort.files import Contents
 from kohort.keras_parts import fresh_names
-from kohort.members import cores, members_of
+from kohort.members import Settings, cores, members_of
 from kohort.plans import Fit, Task
 from kohort.progress import held_interrupt
 from kohort.store import BlockRow, TrialRow, Writer, canonical
@@ -104,7 +104,7 @@ class Run:
         seeds = tuple(seed for _, seed in task.members)
         varied = {path: np.array([own[place] for place, _ in task.members]) for path, own in group.values.items()}
         with fresh_names():
-            members = members_of(group.model, seeds, varied, self.exact)
+            members = members_of(group.model, seeds, varied, Settings(self.exact))
             if task.first_epoch:
                 saving.begin_from(members, self._sources(task))
             recipe = fit.recipe._replace(initial_epoch=task.first_epoch)._asdict()
