@@ -21,7 +21,7 @@ if not _is_command():
         # Whoever has named another backend means it: models of that one train in a worker.
         os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
 
-    from kohort import data, history, plot
+    from kohort import data, history, plot, search
     from kohort.accelerate import DifferenceWarning, FallBackError, install, uninstall
     from kohort.accelerate import load_ipython_extension as load_ipython_extension
     from kohort.accelerate import unload_ipython_extension as unload_ipython_extension
@@ -30,6 +30,8 @@ if not _is_command():
     from kohort.fit import FallBackWarning, fit
     from kohort.remote import WorkerError
     from kohort.report import report
+    from kohort.study import Study
+    from kohort.trials import open
 
     _keep_programs_on_disk()
 
@@ -38,12 +40,15 @@ __all__ = [
     "DifferenceWarning",
     "FallBackError",
     "FallBackWarning",
+    "Study",
     "WorkerError",
     "data",
     "fit",
     "history",
     "install",
+    "open",
     "plot",
     "report",
+    "search",
     "uninstall",
 ]

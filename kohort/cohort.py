@@ -20,7 +20,7 @@ from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
 from kohort.folds import Shares, Split, check_beside_folds, held_out_by, own_weights, shares_of, splits_of
 from kohort.history import CohortHistory
-from kohort.members import Settings, members_of
+from kohort.members import Members, Settings, members_of
 from kohort.membership import (
     check_cloneable,
     check_compilable,
@@ -110,6 +110,15 @@ class Cohort(Results):
         self._members = self._without_folds = members_of(model, own_seeds, varied, settings)
         self._shares = Shares()  # of the last fit
         self._splits: list[Split] | None = None  # likewise
+
+    @classmethod
+    def of_members(cls, members: Members) -> "Cohort":
+        """Makes a cohort of members that somebody else has put together, for kohort's own use."""
+        cohort = cls.__new__(cls)
+        cohort.exact, cohort.stop_training = members.exact, False
+        cohort._members = cohort._without_folds = members
+        cohort._shares, cohort._splits = Shares(), None
+        return cohort
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -450,7 +459,11 @@ class Cohort(Results):
             `keras.saving.deserialize_keras_object`, always in safe mode.
         """
         check_backend("kohort.Cohort")
-        kept = saving.load(path, custom_objects)
+        return cls.of_kept(saving.load(path, custom_objects))
+
+    @classmethod
+    def of_kept(cls, kept: saving.Kept) -> "Cohort":
+        """Makes a cohort of what a file or a study held, for kohort's own use."""
         cohort = cls(kept.model, kept.seeds, exact=kept.exact, mapping=kept.mapping)
         kept.put_into(cohort._members)
         return cohort

@@ -6,12 +6,13 @@ start drops out, and far fewer members tell two recipes apart.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kohort.history import check_confidence, success_rate
+from kohort.history import CohortHistory, check_confidence, solved, success_rate
 
 
 class Comparison(NamedTuple):
@@ -50,6 +51,60 @@ class Comparison(NamedTuple):
         interval = f"{100 * self.confidence:g} % interval {low} to {high}"
         counts = f"better for {self.better} of {self.seeds} seeds, worse for {self.worse}"
         return f"{self.what} {effect} ({interval}), {counts}, p = {self.p_value:.2g}"
+
+
+def compared(
+    ours: CohortHistory,
+    theirs: CohortHistory,
+    directions: tuple[Mapping[str, str | None], Mapping[str, str | None]],
+    criterion: Callable | None,
+    by: Any,
+    bounds: Mapping[str, float],
+    confidence: float,
+) -> Comparison:
+    """Compares two histories in which a seed names a member, on the seeds that they share.
+
+    Args:
+        ours: The first.
+        theirs: The second.
+        directions: For each of the two, metric name to "down", "up" or None.
+        criterion: Callable that takes a history and returns one truth value per member, or None.
+        by: Instead of criterion and bounds, a metric whose last recorded values are compared.
+        bounds: Metric name to the bound that its last recorded value must reach.
+        confidence: Confidence level of the interval, between 0 and 1.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If nothing is asked, or too much, they share no seed, or a metric is unknown or has no direction.
+    """
+    if (by is None) == (criterion is None and not bounds):
+        raise ValueError(
+            "`compare` must be given a metric as `by`, or a criterion or bounds, and not both. "
+            f"Received: by={by!r}, criterion={criterion!r}, bounds={bounds!r}. "
+            "Write for example `compare(other, loss=0.01)`."
+        )
+    place = {seed: row for row, seed in enumerate(theirs.seeds)}
+    pairs = [(row, place[seed]) for row, seed in enumerate(ours.seeds) if seed in place]
+    if not pairs:
+        raise ValueError(
+            "`other` must share seeds with this cohort, because members are compared seed by seed. "
+            f"Received: other of {len(theirs.seeds)} members, with none of this cohort's seeds. "
+            "Train both cohorts from the same seeds."
+        )
+    mine, others = map(list, zip(*pairs, strict=True))
+    if by is None:
+        met = [solved(each, criterion, bounds, own) for each, own in zip((ours, theirs), directions, strict=True)]
+        return compared_successes(met[0][mine], met[1][others], confidence)
+    ranked = [name for name in ours if directions[0].get(name) and ours[name].ndim == 2 and name in theirs]
+    if not isinstance(by, str) or by not in ranked or not directions[1].get(by):
+        raise ValueError(
+            "`by` must be a metric of the history of both of which Keras knows whether more is better: "
+            f"{', '.join(ranked)}. Received: by={by!r}. For any other rule pass a criterion."
+        )
+    last, last_there = ours.last(by)[mine], theirs.last(by)[others]
+    return compared_values(last, last_there, str(directions[0][by]), confidence, f"last {by}")
 
 
 def compared_successes(

@@ -94,7 +94,7 @@ def versions() -> dict[str, str]:
 
 def checked_target(path: Any) -> Path:
     """Returns where to write, with links followed; raises unless that is a file, or may become one."""
-    target = Path(os.path.realpath(_checked(path)))
+    target = Path(os.path.realpath(checked_path(path)))
     if target.is_dir():
         raise IsADirectoryError(
             f"`path` must be a file. Received: path={os.fspath(path)!r}, which is a folder. Add the name of a file."
@@ -107,7 +107,8 @@ def checked_target(path: Any) -> Path:
     return target
 
 
-def _checked(path: Any) -> Any:
+def checked_path(path: Any) -> Any:
+    """Returns a path, or raises that it is none."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
             f"`path` must be a path. Received: path={path!r} of type {type(path).__name__}. "
@@ -168,13 +169,14 @@ def _flush_folder(folder: Path) -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(path: Any, kind: str, newest: int) -> Contents:
+def read(path: Any, kind: str, newest: int, most_bytes: int | None = None) -> Contents:
     """Reads a file that `write` wrote, after its size and its checksum have been found right.
 
     Args:
         path: The file.
         kind: What it must hold.
         newest: The newest version that the caller knows.
+        most_bytes: The largest file that is read, as a stranger's may fill the memory.
 
     Returns:
         What was written; arrays are read-only.
@@ -184,7 +186,7 @@ def read(path: Any, kind: str, newest: int) -> Contents:
         OSError: If it cannot be read.
         ValueError: If the file is not kohort's, is damaged, holds something else, or is of a newer version.
     """
-    data = _whole(_checked(path))
+    data = _whole(checked_path(path), most_bytes)
     try:
         note, arrays = _opened(data)
     except (safetensors.SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
@@ -207,7 +209,7 @@ def _refused(path: Any, received: str, step: str) -> ValueError:
     )
 
 
-def _whole(path: Any) -> bytes:
+def _whole(path: Any, most_bytes: int | None) -> bytes:
     """Returns all bytes of a file of kohort's, once its size is known to be the one that was written."""
     with _opened_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -217,6 +219,8 @@ def _whole(path: Any) -> bytes:
         stated = head[-SIZE_DIGITS - 1 : -1] if len(head) == HEAD else b""
         if not stated.isdigit():
             raise _refused(path, "which is damaged at its beginning", "Take another copy of it")
+        if most_bytes is not None and size > most_bytes:
+            raise _refused(path, f"which has {size} bytes; at most {most_bytes} are read", "Take another copy of it")
         if int(stated) != size:
             more = "is longer than it was" if size > int(stated) else "is cut off"
             received = f"which {more}: {size} bytes, of {int(stated)} that were written"

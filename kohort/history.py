@@ -233,7 +233,7 @@ class CohortHistory(Mapping):
             >>> float(history.to_xarray().loss.sel(member=8, epoch=1))
             0.4
         """
-        xarray = _optional("xarray", "to_xarray")
+        xarray = optional("xarray", "to_xarray")
 
         def variable(name: str, values: np.ndarray) -> tuple:
             further = [f"{name}_{axis}" for axis in range(values.ndim - 2)]
@@ -266,7 +266,7 @@ class CohortHistory(Mapping):
             8      0       0.5
                    1       0.4
         """
-        pandas = _optional("pandas", "to_pandas")
+        pandas = optional("pandas", "to_pandas")
         index = pandas.MultiIndex.from_product([self.seeds, self.epoch], names=["member", "epoch"])
         columns: dict[str, np.ndarray] = {}
         for name, values in self.history.items():
@@ -283,7 +283,7 @@ class CohortHistory(Mapping):
         return np.array([end if ok else Outcome.DIVERGED for end, ok in zip(ended, finite, strict=True)], dtype=object)
 
 
-def _optional(package: str, asked: str) -> Any:
+def optional(package: str, asked: str) -> Any:
     """Returns a package that kohort can do without, or raises."""
     if importlib.util.find_spec(package) is None:
         raise ImportError(

@@ -7,11 +7,14 @@ exists for the same reason as `keras_internals`, which it was part of: a new Ker
 import re
 import sys
 import types
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 from keras import tree
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
@@ -125,6 +128,17 @@ def functions_of(model: keras.Model) -> dict[str, Callable]:
     held = [thing for part in parts for thing in (part, *getattr(part, "__dict__", {}).values())]
     functions = [thing for thing in held if isinstance(thing, types.FunctionType)]
     return {function.__name__: function for function in functions if not function.__module__.startswith("keras.")}
+
+
+@contextmanager
+def fresh_names() -> Iterator[None]:
+    """Lets Keras number names from the beginning inside the block, so that what is built twice is named alike."""
+    before = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", before)
 
 
 def metric_names(model: keras.Model) -> list[str]:

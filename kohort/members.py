@@ -160,6 +160,21 @@ class Members:
         block, lane = self._places[member]
         return trained.states[block] if self.exact else jax.tree.map(lambda a: a[lane], trained.states[block])
 
+    def states(self, trained: Trained, which: Sequence[int] | np.ndarray) -> State:
+        """Returns the states of some members, made from one template: leading axis member; in their order."""
+        places = [self._places[int(member)] for member in which]
+        if self.exact:
+            states = [State(*trained.states[block]) for block, _ in places]
+            return jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *states)
+        lanes: dict[int, list[int]] = {}
+        for block, lane in places:
+            lanes.setdefault(block, []).append(lane)
+        order = np.argsort([row for block in lanes for row, place in enumerate(places) if place[0] == block])
+        parts = [
+            jax.tree.map(lambda a, own=own: np.asarray(a)[own], State(*trained.states[b])) for b, own in lanes.items()
+        ]
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *parts)
+
     def network(self, trained: Trained, member: int) -> keras.Model:
         """Returns a compiled model of one trained member."""
         block = self.blocks[self._places[member][0]]

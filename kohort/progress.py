@@ -62,9 +62,12 @@ class Interrupt:
 @contextmanager
 def held_interrupt() -> Iterator[Interrupt]:
     """Holds Ctrl-C back inside the block, so that nothing is left half done, and raises KeyboardInterrupt after it."""
-    interrupt = Interrupt()
+    shared = getattr(_of_thread, "interrupt", None)
+    interrupt = Interrupt() if shared is None else shared
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
+        if interrupt:
+            raise KeyboardInterrupt
         return
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
@@ -102,6 +105,19 @@ def told(error: KeyboardInterrupt, what: str, epoch: int | None, epochs: int) ->
 def shows_bars() -> bool:
     """Says whether whoever reads the output sees a line that is written over."""
     return sys.stdout.isatty() or "ipykernel" in sys.modules or "PYCHARM_HOSTED" in os.environ
+
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def heeding(interrupt: Interrupt) -> Iterator[None]:
+    """Lets what this thread trains inside the block end as soon as somebody else, who hears Ctrl-C, has noted it."""
+    _of_thread.interrupt = interrupt
+    try:
+        yield
+    finally:
+        _of_thread.interrupt = None
 
 
 class Progress:

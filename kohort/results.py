@@ -14,7 +14,7 @@ import numpy as np
 
 from kohort import keras_internals, saving
 from kohort.checks import received
-from kohort.comparison import Comparison, compared_successes, compared_values
+from kohort.comparison import Comparison, compared
 from kohort.ensemble import averaged
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
 from kohort.members import Members
@@ -184,12 +184,6 @@ class Results:
                 "Train the other network as a cohort, too."
             )
         theirs = other._members.need_training("compare").history
-        if (by is None) == (criterion is None and not bounds):
-            raise ValueError(
-                "`compare` must be given a metric as `by`, or a criterion or bounds, and not both. "
-                f"Received: by={by!r}, criterion={criterion!r}, bounds={bounds!r}. "
-                "Write for example `compare(other, loss=0.01)`."
-            )
         for cohort, seeds in ((self, ours.seeds), (other, theirs.seeds)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(
@@ -197,22 +191,8 @@ class Results:
                     f"{received('cohort', cohort)}, of {len(set(seeds))} seeds. "
                     "Make a cohort of each recipe instead of a grid or folds."
                 )
-        pairs = [(i, theirs.seeds.index(seed)) for i, seed in enumerate(ours.seeds) if seed in theirs.seeds]
-        if not pairs:
-            raise ValueError(
-                "`other` must share seeds with this cohort, because members are compared seed by seed. "
-                f"Received: {received('other', other)}, with none of this cohort's seeds. "
-                "Train both cohorts from the same seeds."
-            )
-        mine, others = map(list, zip(*pairs, strict=True))
-        if by is None:
-            met = solved(ours, criterion, bounds, self._directions(bounds))
-            met_there = solved(theirs, criterion, bounds, other._directions(bounds))
-            return compared_successes(met[mine], met_there[others], confidence)
-        direction = self._need_direction("by", by, ours)
-        other._need_direction("by", by, theirs)
-        last, last_there = ours.last(by)[mine], theirs.last(by)[others]
-        return compared_values(last, last_there, direction, confidence, f"last {by}")
+        directions = self._directions({*ours, *bounds}), other._directions({*theirs, *bounds})
+        return compared(ours, theirs, directions, criterion, by, bounds, confidence)
 
     def best_seed(self, metric: str = "loss") -> int:
         """Returns the seed of the member whose last recorded value of a metric is the best one.

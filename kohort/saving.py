@@ -6,9 +6,12 @@ array to be of the size that the model has. The room exists so that a fit can go
 """
 
 import contextlib
+import copy
+import functools
+import operator
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +24,7 @@ from kohort.files import Contents
 from kohort.generators import MemberGenerators, Owed
 from kohort.history import CohortHistory
 from kohort.mapping import MAPPINGS
-from kohort.members import Members, Trained
+from kohort.members import Block, Members, Trained, unstacked
 from kohort.structures import filled, skeleton
 from kohort.template import preserved_generators
 
@@ -65,9 +68,19 @@ def check_saveable(members: Members) -> None:
         )
 
 
-def contents_of(members: Members, trained: Trained) -> Contents:
-    """Returns all that the members are, as values and arrays."""
-    template, history = members.templates[0], trained.history
+def contents_of(
+    members: Members, trained: Trained, which: Sequence[int] | None = None, changes: Mapping[tuple, Any] | None = None
+) -> Contents:
+    """Returns all that the members are, as values and arrays.
+
+    Args:
+        members: Members of a cohort.
+        trained: How far they are.
+        which: The numbers of some of them, made from one template; all if not given.
+        changes: Where the description of their model differs from that of the template: path to value.
+    """
+    own = np.arange(len(members.seeds)) if which is None else np.asarray(which)
+    template, history = members.templates[members.roster.kinds[own[0]]], trained.history
     rows: list[np.ndarray] = []
 
     def placed(array: Any) -> int:
@@ -75,23 +88,32 @@ def contents_of(members: Members, trained: Trained) -> Contents:
         return len(rows) - 1
 
     states, owed = trained.generators.kept()
-    arrays = {"seeds": np.asarray(members.seeds, np.uint32), "epoch": np.asarray(history.epoch, np.int64)}
-    arrays["stopped_epoch"] = np.asarray(history.stopped_epoch, np.int64)
-    arrays |= {f"history/{name}": np.asarray(values) for name, values in history.items()}
-    for part, values in members.join(trained.states)._asdict().items():
+    arrays = {"seeds": np.asarray(members.seeds, np.uint32)[own], "epoch": np.asarray(history.epoch, np.int64)}
+    arrays["stopped_epoch"] = np.asarray(history.stopped_epoch, np.int64)[own]
+    arrays |= {f"history/{name}": np.asarray(values)[own] for name, values in history.items()}
+    for part, values in members.states(trained, own)._asdict().items():
         arrays |= {f"state/{part}/{i}": array for i, array in enumerate(values)}
-    arrays |= {} if states is None else {"generators": states}
+    arrays |= {} if states is None else {"generators": states[own]}
+    description = changed(blueprint.described(template.network, _unkept), changes or {})
     about = {
-        **blueprint.described(template.network, _unkept),
+        **description,
         "decay_exclusions": keras_parts.decay_exclusions(template.network),
         "exact": members.exact,
         "mapping": members.settings.mapping,
         "batch": skeleton(template.batch, placed),
         "metrics": list(history),
-        "owed": [[rows, np.asarray(times).tolist()] for rows, times in owed],
+        "owed": [[rows, np.asarray(times)[own].tolist() if np.ndim(times) else int(times)] for rows, times in owed],
     }
     # Of the data themselves nothing is kept: rows of zeros have the same form.
     return Contents(about, arrays | {f"batch/{i}": np.zeros_like(row) for i, row in enumerate(rows)})
+
+
+def changed(description: Any, changes: Mapping[tuple, Any]) -> Any:
+    """Returns nested values of JSON with others in some places: path of keys and indices to value."""
+    changed = copy.deepcopy(description)
+    for (*before, last), value in changes.items():
+        functools.reduce(operator.getitem, before, changed)[last] = value
+    return changed
 
 
 def _unkept(model: keras.Model, received: str, step: str) -> ValueError:
@@ -127,6 +149,30 @@ class Kept(NamedTuple):
         members.trained = Trained(members.cut(_state(arrays)), generators, log)
 
 
+def begin_from(members: Members, sources: Sequence[tuple[Contents, int]]) -> None:
+    """Puts each member where some contents say that it is: for each member those, and its row in them."""
+    about = sources[0][0].about
+    batch, names = _batch(sources[0][0]), about["metric_names"]
+    members.templates = [t if t.batch is not None else t.built_like(batch, names) for t in members.templates]
+    states = {id(contents): _state(contents.arrays) for contents, _ in sources}
+
+    def begun(block: Block) -> State:
+        lanes = [
+            jax.tree.map(lambda a, row=row: a[row], states[id(c)]) for c, row in map(sources.__getitem__, block.lanes)
+        ]
+        values = {path: column[list(block.lanes)] for path, column in members.roster.varied.items()}
+        state = members.template(block).with_values(jax.tree.map(lambda *parts: np.stack(parts), *lanes), values)
+        return unstacked(state)[0] if members.exact else state
+
+    drawn = [contents.arrays["generators"][row] for contents, row in sources if "generators" in contents.arrays]
+    owed = []
+    for place, (rows, _) in enumerate(about["owed"]):
+        pairs = [(contents.about["owed"][place][1], row) for contents, row in sources]
+        owed.append(Owed(rows, np.array([times[row] if isinstance(times, list) else times for times, row in pairs])))
+    generators = MemberGenerators.restored(members.seeds, np.stack(drawn) if drawn else None, tuple(owed))
+    members.trained = Trained([begun(block) for block in members.blocks], generators, members.no_history())
+
+
 def load(path: Any, custom_objects: Mapping[str, Any] | None) -> Kept:
     """Reads and checks a file, and builds its model.
 
@@ -135,7 +181,12 @@ def load(path: Any, custom_objects: Mapping[str, Any] | None) -> Kept:
         OSError: If the file cannot be read.
         ValueError: If it is damaged, foreign, or newer, or asks for a class that nobody named.
     """
-    contents, place = files.read(path, KIND, VERSION), os.fspath(path)
+    contents = files.read(path, KIND, VERSION)
+    return checked(os.fspath(path), contents, custom_objects)
+
+
+def checked(place: str, contents: Contents, custom_objects: Mapping[str, Any] | None) -> Kept:
+    """Checks what was read from a place, and builds its model. Raises a ValueError as `load`."""
     about, customs = contents.about, dict(custom_objects or {})
     with _refusals(place), preserved_generators(), keras_parts.safely(), keras.saving.custom_object_scope(customs):
         _check_settings(place, about)

@@ -140,6 +140,10 @@ class Template:
         state = state._replace(metrics_variables=stacked)
         return self.programs.begin_with(state, values) if isinstance(self.programs, VariedPrograms) else state
 
+    def with_values(self, state: State, values: Mapping[str, np.ndarray]) -> State:
+        """Returns the state of members, leading axis member, with their values beside it where programs read them."""
+        return self.programs.with_values(state, values) if isinstance(self.programs, VariedPrograms) else state
+
     def member(self, state: State, values: dict[str, float]) -> keras.Model:
         """Returns a member as a compiled, built model of its own."""
         with preserved_generators():

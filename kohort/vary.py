@@ -87,6 +87,16 @@ def is_variable(number: Any) -> bool:
     return isinstance(number, keras.Variable) and number.shape == () and number.name == "learning_rate"
 
 
+def can_vary(model: keras.Model, values: Mapping[str, np.ndarray]) -> bool:
+    """Says whether these numbers of a model can differ from member to member."""
+    try:
+        for path, column in values.items():
+            _check_with_model(model, path, column)
+    except ValueError:
+        return False
+    return True
+
+
 def _kind(part: Any) -> str:
     is_value = isinstance(part, str | int | float | tuple | list | dict) or part is None
     return f"`{part!r}`" if is_value else f"{'an' if type(part).__name__[0] in 'AEIOU' else 'a'} {type(part).__name__}"
@@ -254,7 +264,11 @@ class VariedPrograms(Programs):
         optimizer = list(state.optimizer_variables)
         for path, place in self._rates.items():
             optimizer[place] = jnp.asarray(values[path], optimizer[place].dtype)
-        return MembersState(state._replace(optimizer_variables=optimizer), self._traced(values))
+        return self.with_values(state._replace(optimizer_variables=optimizer), values)
+
+    def with_values(self, state: State, values: Mapping[str, np.ndarray]) -> MembersState:
+        """Returns the state of members that are trained already, (member, ...), likewise: their rates are in it."""
+        return MembersState(state, self._traced(values))
 
     def _traced(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
         members = len(next(iter(values.values())))

@@ -1,0 +1,93 @@
+"""What the blocks of one trial say together.
+
+In come blocks as the store holds them; out come the members of a trial as one history, and as one cohort's contents.
+The room exists because members of a trial are trained in several blocks, side by side and one after the other.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kohort.files import Contents
+from kohort.history import CohortHistory
+from kohort.store import BlockRow
+
+Pairs = Sequence[tuple[BlockRow, Contents]]
+# Of a block's arrays, those that say how it went; the others are the members as they are.
+HISTORY = "history/"
+
+
+def seeds_of(blocks: Sequence[BlockRow]) -> list[int]:
+    """Returns the seeds of a trial, in their order."""
+    return sorted({seed for block in blocks for seed in block.seeds})
+
+
+def last_blocks(blocks: Sequence[BlockRow]) -> dict[int, int]:
+    """Returns for each seed the number of the block in which it was trained last."""
+    reached: dict[int, int] = {}
+    for number, block in enumerate(blocks):
+        for seed in block.seeds:
+            if seed not in reached or block.epochs > blocks[reached[seed]].epochs:
+                reached[seed] = number
+    return reached
+
+
+def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents], asked: int = 0) -> CohortHistory:
+    """Returns the history of a trial's members: NaN where one has not been trained, and after its stop.
+
+    Args:
+        blocks: All blocks of the trial.
+        read: Reads one of them; they are read one after the other.
+        asked: The epoch that members were to reach; who did not counts as stopped.
+    """
+    seeds, epochs, seen = seeds_of(blocks), max((block.epochs for block in blocks), default=0), 0
+    row_of, last = {seed: row for row, seed in enumerate(seeds)}, last_blocks(blocks)
+    metrics: dict[str, np.ndarray] = {}
+    stopped, reached = np.full(len(seeds), -1), np.array([blocks[last[seed]].epochs for seed in seeds])
+    for block in blocks:
+        arrays = read(block).arrays
+        rows, numbers = np.array([row_of[seed] for seed in arrays["seeds"].tolist()]), arrays["epoch"]
+        for name, values in arrays.items():
+            if name.startswith(HISTORY):
+                full = metrics.setdefault(name.removeprefix(HISTORY), _room(values, len(seeds), epochs))
+                full[rows[:, None], numbers] = values
+        stopped[rows] = np.maximum(stopped[rows], arrays["stopped_epoch"])
+        seen = max(seen, int(numbers[-1]) + 1)
+    stopped = np.where(
+        (stopped < 0) & (reached < max(asked, epochs)), reached - 1, stopped
+    )  # nobody went on with these
+    kept = {name: metrics[name][:, :seen] for name in sorted(metrics)}
+    return CohortHistory(kept, seeds, list(range(seen)), stopped)
+
+
+def _room(values: np.ndarray, members: int, epochs: int) -> np.ndarray:
+    return np.full((members, epochs, *values.shape[2:]), np.nan, np.result_type(values.dtype, np.float16))
+
+
+def joined(pairs: Pairs, history: CohortHistory) -> Contents:
+    """Returns the contents of a cohort of all members of a trial, each as it was left last."""
+    blocks, contents = [block for block, _ in pairs], [each for _, each in pairs]
+    last = last_blocks(blocks)
+    rows = [{seed: row for row, seed in enumerate(each.arrays["seeds"].tolist())} for each in contents]
+    places = [(last[seed], rows[last[seed]][seed]) for seed in history.seeds]
+    newest = contents[max(range(len(blocks)), key=lambda number: blocks[number].epochs)]
+
+    def of_all(name: str) -> np.ndarray:
+        used = {number: contents[number].arrays[name] for number in dict.fromkeys(number for number, _ in places)}
+        return np.stack([used[number][row] for number, row in places])
+
+    arrays = {name: array for name, array in newest.arrays.items() if name.startswith("batch/")}
+    per_member = [name for name in newest.arrays if name.startswith("state/") or name in ("seeds", "generators")]
+    arrays |= {name: of_all(name) for name in per_member}
+    arrays |= {"epoch": np.asarray(history.epoch, np.int64), "stopped_epoch": history.stopped_epoch}
+    arrays |= {f"{HISTORY}{name}": values for name, values in history.items()}
+    owed = []
+    for place, (drawn, _) in enumerate(newest.about["owed"]):
+        owed.append([drawn, [_owed_of(contents[number], place, row) for number, row in places]])
+    return Contents({**newest.about, "metrics": list(history), "owed": owed}, arrays)
+
+
+def _owed_of(contents: Contents, place: int, row: int) -> Any:
+    times = contents.about["owed"][place][1]
+    return times[row] if isinstance(times, list) else times

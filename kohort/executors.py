@@ -1,0 +1,60 @@
+"""Who trains the blocks of a study, and in which order they come back.
+
+In come lanes of tasks and a function that does one; out come the results as they are ready, to the one who writes. The
+room exists so that a study does not know whether threads of this process train its blocks, or other machines.
+
+An executor is called as `in_threads` is. The tasks of a lane share one compiled program and are done one after the
+other; lanes are done side by side. What is asked to stop ends without the results of what was running.
+"""
+
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from kohort.progress import Interrupt, heeding
+
+Lanes = Sequence[Sequence[Any]]
+Executor = Callable[[Lanes, Callable[[Any], Any], Interrupt, int], Iterator[Any]]
+WAKE_SECONDS = 0.1
+
+
+def in_threads(lanes: Lanes, train: Callable[[Any], Any], interrupt: Interrupt, workers: int) -> Iterator[Any]:
+    """Yields what `train` makes of each task, as it comes: while one thread compiles, another trains.
+
+    Args:
+        lanes: Tasks, lane by lane.
+        train: Does one task; called in threads.
+        interrupt: When it is pressed, what is running ends at its next epoch and nothing new is begun.
+        workers: How many lanes are done side by side.
+
+    Yields:
+        The results, in the order in which they are ready.
+    """
+    waiting = collections.deque(collections.deque(lane) for lane in lanes if lane)
+    running: dict[concurrent.futures.Future, collections.deque] = {}
+
+    def done(task: Any) -> Any:
+        with heeding(interrupt):
+            return train(task)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+
+        def begin() -> None:
+            while waiting and len(running) < workers and not interrupt:
+                lane = waiting.popleft()
+                running[pool.submit(done, lane.popleft())] = lane
+
+        try:
+            begin()
+            while running:
+                # Python hears Ctrl-C in this thread, which not every system wakes for it.
+                ready, _ = concurrent.futures.wait(running, WAKE_SECONDS, concurrent.futures.FIRST_COMPLETED)
+                waiting.extendleft(lane for lane in map(running.pop, ready) if lane)
+                begin()  # before the caller writes
+                for future in ready:
+                    if not (interrupt and isinstance(future.exception(), KeyboardInterrupt)):
+                        yield future.result()
+        finally:
+            if running:
+                interrupt.press()  # the caller has given up: nobody waits for what is running

@@ -1,0 +1,74 @@
+"""A study in the forms of other tools: tables of pandas, labelled arrays of xarray, and files of theirs.
+
+In come trials; out come a row for each member, or curves with named axes. The room exists because these tools are not
+needed to train or to read a study.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kohort.files import checked_target
+from kohort.history import optional
+
+
+def members_table(trials: Sequence[Any]) -> Any:
+    """Returns a `pandas.DataFrame` with one row for each member of the trials."""
+    pandas = optional("pandas", "to_pandas")
+    tables = [pandas.DataFrame(_columns(number, trial)) for number, trial in enumerate(trials) if len(trial)]
+    return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
+
+
+def _columns(number: int, trial: Any) -> dict[str, Any]:
+    history, parameters = trial.history, trial.parameters
+    members = len(history.seeds)
+    columns: dict[str, Any] = {"trial": np.full(members, number)}
+    columns |= {name: [tuple(v) if isinstance(v, list) else v] * members for name, v in parameters.items()}
+    epochs = np.where(history.stopped_epoch < 0, len(history.epoch), history.stopped_epoch + 1)
+    columns |= {"seed": np.array(history.seeds, np.int64), "epochs": epochs}
+    columns["outcome"] = [outcome.name for outcome in history.outcome]
+    return columns | {name: history.last(name) for name in history if history[name].ndim == 2}
+
+
+def dataset(trials: Sequence[Any]) -> Any:
+    """Returns an `xarray.Dataset` of the curves of all trials, with the axes trial, member and epoch."""
+    xarray = optional("xarray", "to_xarray")
+    own = [(trial, trial.history) for trial in trials if len(trial)]
+    seeds = sorted({seed for _, history in own for seed in history.seeds})
+    epochs = max((len(history.epoch) for _, history in own), default=0)
+    place = {seed: row for row, seed in enumerate(seeds)}
+    metrics: dict[str, np.ndarray] = {}
+    outcome = np.full((len(own), len(seeds)), "", "U13")
+    for number, (_, history) in enumerate(own):
+        rows = [place[seed] for seed in history.seeds]
+        outcome[number, rows] = [each.name for each in history.outcome]
+        for name, values in history.items():
+            if values.ndim == 2:
+                room = metrics.setdefault(name, np.full((len(own), len(seeds), epochs), np.nan, values.dtype))
+                room[number, rows, : values.shape[1]] = values
+    variables: dict[str, Any] = {name: (("trial", "member", "epoch"), values) for name, values in metrics.items()}
+    variables["outcome"] = (("trial", "member"), outcome)
+    names = dict.fromkeys(name for trial, _ in own for name in trial.parameters)
+    labels = {name: ("trial", _label([trial.parameters.get(name) for trial, _ in own])) for name in names}
+    return xarray.Dataset(variables, {"member": seeds, "epoch": range(epochs), **labels})
+
+
+def _label(values: list) -> np.ndarray:
+    """Returns the values of a parameter as an array that files can hold: of numbers, else of texts."""
+    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return np.array(values if are_numbers else list(map(str, values)))
+
+
+def write_netcdf(trials: Sequence[Any], path: Any) -> None:
+    """Writes the curves of all trials to a NetCDF file."""
+    target = checked_target(path)
+    optional("h5netcdf", "to_netcdf")
+    dataset(trials).to_netcdf(target, engine="h5netcdf")
+
+
+def write_parquet(trials: Sequence[Any], path: Any) -> None:
+    """Writes a row for each member to a Parquet file."""
+    target = checked_target(path)
+    optional("pyarrow", "to_parquet")
+    members_table(trials).to_parquet(target, engine="pyarrow")

@@ -1,0 +1,227 @@
+"""Trials that are drawn, spread, or asked of Optuna; and studies in the forms of other tools."""
+
+import importlib.util
+
+import jaxtyping
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from scipy.stats import kstest, loguniform, randint, uniform
+
+import kohort
+from kohort import executors, exports
+
+X, Y = kohort.data.xor()
+SPACE = {"hidden": [2, 4, 8], "rate": loguniform(1e-4, 1e-1)}
+
+
+@pytest.fixture(autouse=True)
+def annotations_unchecked():
+    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def network(rate=1e-2, hidden=2):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(hidden, "tanh"), layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(rate), "mse")
+    return model
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", [kohort.search.random, kohort.search.sobol])
+def test_draws_are_of_the_space(draw):
+    drawn = draw(SPACE, 256, seed=3)
+
+    assert len(drawn) == 256
+    assert drawn == draw(SPACE, 256, seed=3)
+    assert drawn != draw(SPACE, 256, seed=4)
+    assert {type(each["rate"]) for each in drawn} == {float}
+    assert kstest([each["rate"] for each in drawn], SPACE["rate"].cdf).pvalue > 0.01
+    counts = np.unique([each["hidden"] for each in drawn], return_counts=True)
+    assert counts[0].tolist() == [2, 4, 8]
+    assert counts[1].min() > 60
+
+
+def test_what_is_spread_leaves_no_gaps():
+    space = {"a": uniform(0, 1), "b": uniform(0, 1)}
+    cells = [{(int(8 * t["a"]), int(8 * t["b"])) for t in draw(space, 64)} for draw in SPREAD]
+
+    assert len(cells[0]) == 64  # one in each of 64 cells
+    assert len(cells[1]) < 60
+
+
+SPREAD = (kohort.search.sobol, kohort.search.random)
+
+
+def test_lists_alone_are_drawn_without_repeats():
+    assert sorted(t["a"] for t in kohort.search.random({"a": [1, 2, 3]}, 10)) == [1, 2, 3]
+    assert len(kohort.search.sobol({"a": [1, 2, 3]}, 5)) == 5
+    assert {type(t["n"]) for t in kohort.search.random({"n": randint(2, 9)}, 5)} == {int}
+
+
+def test_a_study_of_draws_shares_a_program(tmp_path, monkeypatch):
+    lanes = []
+    in_threads = executors.in_threads
+    monkeypatch.setattr(executors, "in_threads", lambda *args: lanes.append(args[0]) or in_threads(*args))
+    drawn = kohort.search.sobol({"rate": loguniform(1e-3, 1e-1)}, 8)
+    study = kohort.Study(tmp_path / "a", network, drawn, 2)
+    study.run(X, Y, epochs=2, verbose=0)
+
+    assert [len(lane) for lane in lanes[0]] == [1]
+    assert study.table()["rate"].tolist() == [each["rate"] for each in drawn]
+    assert study.table()["seeds"].tolist() == [2] * 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (({}, 3), TypeError, r"`space` must map each parameter to a list of choices, or to a distribution"),
+        (([1], 3), TypeError, r"`space` must map each parameter .* Received: space=\[1\]"),
+        (({"a": []}, 3), TypeError, r"`space` must map each parameter"),
+        (({"a": 3}, 3), TypeError, r"`space` must map each parameter"),
+        ((SPACE, 0), ValueError, r"`trials` must be an integer of at least 1"),
+        ((SPACE, 2.5), ValueError, r"`trials` must be an integer of at least 1"),
+        ((SPACE, 2, -1), ValueError, r"`seed` must be an integer of at least 0"),
+    ],
+)
+@pytest.mark.parametrize("draw", [kohort.search.random, kohort.search.sobol])
+def test_wrong_spaces_are_refused(draw, arguments, error, message):
+    with pytest.raises(error, match=message):
+        draw(*arguments)
+
+
+# --- Optuna -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def optuna():
+    module = pytest.importorskip("optuna")
+    module.logging.set_verbosity(module.logging.WARNING)
+    return module
+
+
+def searched(optuna, path, own, trials, **options):
+    rate = {"rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)}
+    arguments = {"epochs": 5, "verbose": 0, "seeds": 3, "batch": 4, **options}
+    return kohort.search.optuna(own, path, network, rate, X, Y, trials=trials, **arguments)
+
+
+def test_optuna_is_asked_and_told_in_batches(optuna, tmp_path, monkeypatch):
+    tasks, in_threads = [], executors.in_threads
+
+    def counting(lanes, *args):
+        tasks.extend(task for lane in lanes for task in lane)
+        return in_threads(lanes, *args)
+
+    monkeypatch.setattr(executors, "in_threads", counting)
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    study = searched(optuna, tmp_path / "a", own, 10)
+
+    assert [len(task.members) for task in tasks] == [12, 12, 6]
+    assert len({id(task.group.model) for task in tasks}) == 1  # one program for all batches
+    table = study.table()
+    assert [trial.params["rate"] for trial in own.trials] == table["rate"].tolist()
+    np.testing.assert_array_equal([trial.value for trial in own.trials], table["loss"])
+    assert own.best_params["rate"] == table["rate"][table["loss"].argmin()]
+
+    tasks.clear()
+    again = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=2))
+    more = searched(optuna, tmp_path / "a", again, 12)  # goes on, in an Optuna study that knows nothing yet
+    assert [len(task.members) for task in tasks] == [6]
+    assert len(more.trials) == len(again.trials) == 12
+    assert [trial.value for trial in again.trials[:10]] == [trial.value for trial in own.trials]
+    tasks.clear()
+    searched(optuna, tmp_path / "a", again, 12)
+    assert (tasks, len(again.trials)) == ([], 12)
+
+
+def test_a_trial_that_diverges_has_failed(optuna, tmp_path):
+    rate = {"rate": optuna.distributions.FloatDistribution(1e30, 1e31)}
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    kohort.search.optuna(own, tmp_path / "a", network, rate, X, Y, trials=2, seeds=2, epochs=5, verbose=0)
+
+    assert [trial.state.name for trial in own.trials] == ["FAIL", "FAIL"]
+
+
+def test_wrong_searches_are_refused(optuna, tmp_path):
+    with pytest.raises(TypeError, match=r"`search` must be an `optuna\.Study`\. Received: search=3"):
+        searched(optuna, tmp_path / "a", 3, 1)
+    own = optuna.create_study()
+    with pytest.raises(ValueError, match=r"`batch` must be an integer of at least 1"):
+        searched(optuna, tmp_path / "a", own, 1, batch=0)
+    with pytest.raises(
+        ValueError, match=r"`by` must be a metric of which less is better, .*: loss\. Received: by='auc'"
+    ):
+        searched(optuna, tmp_path / "a", own, 1, by="auc")
+    upward = optuna.create_study(direction="maximize")
+    with pytest.raises(
+        ValueError, match=r"`by` must be a metric of which more is better, .*: \(none\)\. Received: by='l"
+    ):
+        searched(optuna, tmp_path / "a", upward, 1)
+
+
+# --- other tools ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    made = kohort.Study(tmp_path_factory.mktemp("exports") / "a", network, {"hidden": [2, 3], "rate": [0.1]}, [3, 7])
+    made.run(X, Y, epochs=4, verbose=0)
+    made.run(X, Y, epochs=4, verbose=0, trials=[{"hidden": 2, "rate": 0.1}])
+    return made
+
+
+def test_a_row_for_each_member(study):
+    table = study.to_pandas()
+
+    assert list(table) == ["trial", "hidden", "rate", "seed", "epochs", "outcome", "loss"]
+    assert table["seed"].tolist() == [3, 7, 3, 7]
+    assert table["hidden"].tolist() == [2, 2, 3, 3]
+    assert set(table["outcome"]) == {"COMPLETED"}
+    assert table["epochs"].tolist() == [4] * 4
+    np.testing.assert_array_equal(table["loss"][2:], study.trial(hidden=3).history.last("loss"))
+
+
+def test_curves_with_named_axes(study, tmp_path):
+    arrays = study.to_xarray()
+
+    assert dict(arrays.sizes) == {"trial": 2, "member": 2, "epoch": 4}
+    assert arrays.hidden.values.tolist() == [2, 3]
+    np.testing.assert_array_equal(arrays.loss.isel(trial=1), study.trial(hidden=3).history["loss"])
+    assert (arrays.outcome == "COMPLETED").all()
+
+
+def test_files_of_other_tools(study, tmp_path):
+    for package in ("h5netcdf", "pyarrow"):
+        pytest.importorskip(package)
+    import pandas
+    import xarray
+
+    study.to_netcdf(tmp_path / "a.nc")
+    study.to_parquet(tmp_path / "a.parquet")
+    with xarray.open_dataset(tmp_path / "a.nc", engine="h5netcdf") as read:
+        xarray.testing.assert_identical(read.load(), study.to_xarray())
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "a.parquet"), study.to_pandas())
+    with pytest.raises(FileNotFoundError, match=r"`path` must be in a folder that exists"):
+        study.to_parquet(tmp_path / "no" / "a.parquet")
+
+
+def test_tools_that_are_not_there_are_named(study, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for act in (study.to_pandas, study.to_xarray, lambda: study.to_netcdf(tmp_path / "a"), study.table().to_pandas):
+        with pytest.raises(ImportError, match=r"must find the package \w+\. .* Install it: `python -m pip install"):
+            act()
+    with pytest.raises(ImportError, match=r"'kohort\[pyarrow\]'"):
+        study.to_parquet(tmp_path / "a")
+    with pytest.raises(ImportError, match=r"'kohort\[optuna\]'"):
+        kohort.search.optuna(None, tmp_path, network, {}, X)
+
+
+def test_studies_of_nothing(tmp_path):
+    assert exports.members_table([]).empty
+    assert exports.dataset([]).sizes["trial"] == 0
