@@ -87,15 +87,40 @@ class Members:
         self.blocks = [singles[member] for member in sorted(singles)] if self.exact else wide_blocks
         self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
 
-    def cut_anew(self, widths: list[int]) -> None:
-        """Cuts the members of each kind into blocks of at most so many, those that are trained with their states."""
-        blocks = self._cut(widths)
+    def cut_anew(self, widths: list[int], states: list[State] | None = None) -> list[State] | None:
+        """Cuts the members of each kind into blocks of at most so many, also those that are trained.
+
+        Returns:
+            Other states of the members, given for the blocks as they were, for the blocks as they now are.
+        """
+        before, blocks = self.blocks, self._cut(widths)
         if blocks == self.wide_blocks:
-            return
-        states = None if self.trained is None else self.join(self.trained.states)
+            return states
         self._take(blocks)
-        if self.trained is not None and states is not None:
-            self.trained = self.trained._replace(states=self.cut(states))
+        if self.exact:
+            return states
+        if self.trained is not None:
+            self.trained = self.trained._replace(states=self._moved(before, self.trained.states))
+        return None if states is None else self._moved(before, states)
+
+    def _moved(self, before: list[Block], states: list[State]) -> list[State]:
+        """Returns the states of the blocks as they now are, given those of the blocks before."""
+        moved = {}
+        for kind in range(len(self.templates)):  # states of one kind have one structure
+            pairs = [pair for pair in zip(before, states, strict=True) if pair[0].kind == kind]
+            counts, parts = [len(block.members) for block, _ in pairs], [state for _, state in pairs]
+            joined = jax.tree.map(
+                lambda *arrays, counts=counts: np.concatenate(
+                    [np.asarray(array)[:count] for array, count in zip(arrays, counts, strict=True)]
+                ),
+                *parts,
+            )
+            places = {member: place for place, member in enumerate(m for block, _ in pairs for m in block.members)}
+            for number, block in enumerate(self.blocks):
+                if block.kind == kind:
+                    lanes = [places[member] for member in block.lanes]
+                    moved[number] = jax.tree.map(lambda a, lanes=lanes: a[lanes], joined)
+        return [moved[number] for number in range(len(moved))]
 
     def crossed_with(self, splits: list[Split]) -> "Members":
         """Returns members of which each stands once for each fold."""

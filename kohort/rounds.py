@@ -62,9 +62,8 @@ class Rounds:
         self.lots = self._lots(callbacks)
         begun = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
         while (narrower := self._within_memory(begun, widths)) != widths:
-            states = members.join(begun.states)
-            members.cut_anew(widths := narrower)
-            begun = begun._replace(states=members.cut(states))
+            states = members.cut_anew(widths := narrower, begun.states)
+            begun = begun._replace(states=states)
             self.lots = self._lots(callbacks)
         self.begun, self.guide = begun, self.lots[0].guide  # those of other lots differ in places only
         self._order = np.argsort(np.concatenate([lot.members for lot in self.lots]))

@@ -214,6 +214,16 @@ def test_the_order_of_members_is_that_of_the_seeds_whatever_their_kind():
         )
 
 
+def test_members_of_two_kinds_go_on_in_blocks_of_another_width():
+    both = kohort.Cohort(dropped(), 5, vary={"dropout.rate": [0.0, 0.3, 0.0, 0.3, 0.3]})
+    both.fit(POINTS, SIGNS, verbose=0, **FIT)
+    before = both.predict(POINTS)
+    both._members.cut_anew([2, 1])
+    assert [len(block.members) for block in both._members.blocks] == [2, 1, 1, 1]
+    np.testing.assert_allclose(both.predict(POINTS), before, atol=1e-6)
+    both.fit(POINTS, SIGNS, verbose=0, **FIT)
+
+
 def test_one_value_for_all_is_a_cohort_of_a_model_with_it():
     varied = kohort.Cohort(dropped(0.4), 3, vary={"dropout.rate": [0.3] * 3, "optimizer.learning_rate": [0.05] * 3})
     plain = kohort.Cohort(dropped(0.3, optimizers.SGD(0.05)), 3)
