@@ -31,7 +31,7 @@ class Curves:
             epochs: The numbers of all epochs that the fit may run.
         """
         self._seeds, self._epochs = seeds, epochs
-        self._arrays: dict[str, np.ndarray] = {}
+        self._arrays: dict[str, np.ndarray] = {}  # (epoch, member, ...): what a call writes lies close together
         self._files: list[mmap.mmap] = []
         self._lock = threading.Lock()
 
@@ -52,27 +52,29 @@ class Curves:
             ran: How many of these epochs each has run: there is NaN from there on.
             validates: Which epochs validated, (epoch,); None: all.
         """
-        count, is_over = len(epochs), np.arange(len(epochs)) >= ran[:, None]
+        count = len(epochs)
         rows: Any = members if (np.diff(members) != 1).any() else slice(members[0], members[-1] + 1)
         for part, prefix in zip(logs, ("", "val_"), strict=True):
             for name, values in part.items():
-                own = np.array(np.asarray(values)[: len(members), :count], np.result_type(values.dtype, np.float16))
-                own[is_over] = np.nan
+                own = np.asarray(values)[: len(members), :count]
+                kept = self._array(prefix + name, own)[self._places(epochs)]
+                kept[:, rows] = own.swapaxes(0, 1)
+                for number, its_epochs in zip(members[ran < count], ran[ran < count], strict=True):
+                    kept[its_epochs:, number] = np.nan
                 if prefix and validates is not None:
-                    own[:, ~validates[:count]] = np.nan
-                self._array(prefix + name, own)[rows, self._places(epochs)] = own
+                    kept[~validates[:count], rows] = np.nan
         self._release()
 
     def skip(self, members: Int[np.ndarray, " member"], epochs: range) -> None:
         """Notes that some members ran none of these epochs."""
         for array in self._arrays.values():
-            array[members, self._places(epochs)] = np.nan
+            array[self._places(epochs), members] = np.nan
         self._release()
 
     def history(self, stop: int, stopped_epoch: Int[np.ndarray, " member"] | None = None) -> CohortHistory:
         """Returns what was recorded before the epoch with this number."""
         count = stop - self._epochs.start
-        metrics = {name: array[:, :count] for name, array in sorted(self._arrays.items())} if count else {}
+        metrics = {name: array[:count].swapaxes(0, 1) for name, array in sorted(self._arrays.items())} if count else {}
         return CohortHistory(metrics, list(self._seeds), list(self._epochs[:count]), stopped_epoch)
 
     def _places(self, epochs: range) -> slice:
@@ -81,8 +83,8 @@ class Curves:
     def _array(self, name: str, like: np.ndarray) -> np.ndarray:
         with self._lock:
             if name not in self._arrays:
-                shape = (len(self._seeds), len(self._epochs), *like.shape[2:])
-                self._arrays[name] = self._room(shape, like.dtype)
+                shape = (len(self._epochs), len(self._seeds), *like.shape[2:])
+                self._arrays[name] = self._room(shape, np.result_type(like.dtype, np.float16))
             return self._arrays[name]
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -195,9 +195,10 @@ class CohortHistory(Mapping):
             >>> history.last("val_loss")
             array([0.5])
         """
-        values = self[metric]
-        recorded = self._recorded(metric) & self._ran(values.shape[1])
-        last = np.where(recorded.any(axis=1), recorded.shape[1] - 1 - recorded[:, ::-1].argmax(axis=1), -1)
+        values, places = self[metric], np.flatnonzero(self._recorded(metric))
+        numbers = np.array(self.epoch)[places]
+        ran = np.where(self.stopped_epoch < 0, len(places), np.searchsorted(numbers, self.stopped_epoch, "right"))
+        last = np.append(places, -1)[ran - 1]
         return values[np.arange(len(values)), last]
 
     def _ran(self, epochs: int) -> np.ndarray:
@@ -210,7 +211,10 @@ class CohortHistory(Mapping):
         values = self[metric]
         if not metric.startswith("val_"):
             return np.ones(values.shape[1], bool)
-        recorded = np.any(~np.isnan(values), axis=tuple(i for i in range(values.ndim) if i != 1))
+        others = tuple(i for i in range(values.ndim) if i != 1)
+        recorded = np.any(~np.isnan(values[:1]), axis=others)
+        if not recorded.all():  # of many members, most epochs show by one of them
+            recorded[~recorded] = np.any(~np.isnan(values[:, ~recorded]), axis=others)
         if "loss" in self.history:
             recorded |= ~np.isfinite(self.history["loss"]).any(axis=0) & self._ran(values.shape[1]).any(axis=0)
         return recorded

@@ -79,6 +79,8 @@ class Lanes:
 
     def without_lane(self) -> Int[np.ndarray, " member"]:
         """Returns the numbers of the members that have none any more."""
+        if sum(block.own for block in self.blocks) == self._count:
+            return np.zeros(0, int)
         return np.setdiff1d(np.arange(self._count), np.concatenate([b.members for b in self.blocks] or [[]]))
 
     def drop(self) -> None:

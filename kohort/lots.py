@@ -43,10 +43,20 @@ class Ahead:
         self.row_type = first.row_type
         self._row_bytes = first.row_bytes if not self.has_own_rows else first.cut.rows * first.row_type.itemsize
 
-    def capacity(self, width: int, memory: int | None) -> int:
-        """Returns the most epochs of a call for blocks of this width, whose row numbers take a part of the memory."""
+    def capacity(self, width: int, turns: int, memory: int | None) -> int:
+        """Returns the most epochs of a call.
+
+        Each call makes and moves logs for so many, however few it runs: where a core takes turns at many blocks, it
+        runs few. Few numbers are possible, as each is a program of its own.
+
+        Args:
+            width: Of the widest block, whose row numbers take a part of the memory.
+            turns: How many blocks each core takes.
+            memory: The most bytes to take.
+        """
         row_bytes = self._row_bytes * width if self.is_order_seen else 0
-        return engine.capacity(row_bytes, min(engine.MAX_ROW_BYTES, (memory or engine.MAX_ROW_BYTES * 16) // 16))
+        most = engine.capacity(row_bytes, min(engine.MAX_ROW_BYTES, (memory or engine.MAX_ROW_BYTES * 16) // 16))
+        return max(1, min(most, engine.MAX_EPOCHS >> min(6, (turns - 1).bit_length())))
 
 
 class Lot:

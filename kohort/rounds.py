@@ -75,7 +75,8 @@ class Rounds:
         for place, block in enumerate(self.members.blocks):
             places.setdefault((block.lot, self.ahead.shares.sizes(block.members[0])), []).append(place)
         widest = max(block.width for block in self.members.blocks)
-        self.capacity = self.ahead.capacity(widest, self.members.settings.memory)
+        turns = 1 if self.members.exact else -(-len(self.members.blocks) // cores())
+        self.capacity = self.ahead.capacity(widest, turns, self.members.settings.memory)
         return [Lot(self.members, of_lot, self.ahead, callbacks, self.capacity) for of_lot in places.values()]
 
     def _choice(self, lot: Lot) -> Choice:
@@ -137,7 +138,7 @@ class Rounds:
                     break
                 trained = members.trained = further
                 epoch += count
-                self.progress.update(epoch - count, count, medians(trained.history))
+                self.progress.update(epoch - count, count, medians(trained.history) if self.progress.verbose else {})
                 tell(interrupt, "on_epoch_end", epoch - 1, self._last_logs(trained.history))
                 if self.listeners.stop:
                     trained = trained._replace(history=stopped(trained.history, self.goes_on))
