@@ -21,7 +21,7 @@ FAULTS = [
         "kohort/engine.py",
         "lambda a: jnp.moveaxis(a, 1, -1), batch) if rows.ndim == 2",
         "lambda a: jnp.moveaxis(a, 0, -1), batch) if rows.ndim == 2",
-        ("tests/test_abreast.py::test_a_program_of_members_abreast_trains_as_the_mapped_one[middle0-True]",),
+        ("tests/test_mapping.py::test_many_members_train_as_each_by_itself[middle0-True-abreast]",),
     ),
     # cohorts
     Fault(
