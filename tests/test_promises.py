@@ -220,7 +220,7 @@ def test_failure_in_the_first_round_leaves_the_cohort_untrained(monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("kohort.rounds.Rounds._call", fail)
+    monkeypatch.setattr("kohort.rounds.Rounds._advance", fail)
     with pytest.raises(MemoryError):
         cohort.fit(X, Y, epochs=5, **FIT)
     with pytest.raises(RuntimeError, match=r"must come after `cohort\.fit`"):
