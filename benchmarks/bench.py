@@ -1,7 +1,7 @@
 """Compares kohort with plain Keras, and with what else is installed, in one run.
 
-In come XOR, moons, moons as a stream, with a callback, and with members that stop; out go a table of figures beside
-what each must reach, and one of times and losses.
+In come XOR, moons, moons as a stream, with a callback and with members that stop, and cohorts of thousands; out go a
+table of figures beside what each must reach, and one of times and losses.
 Every contender has a process and a cache folder of its own and works only when told to: those of a problem take turns
 (A B C A B C ...), so that a busy moment of the machine meets them all. A ratio is formed within each round; the median
 over the rounds counts, the lowest and the highest stand beside it.
@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import contenders
+import many
 import results
 from contenders import CALLBACKS, MOONS, STOPPING, STREAM, XOR, Fit, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
 # Who does not answer for so long is given up, and the table says so.
 LIMIT_SECONDS = 120.0
-# What issues 2 and 3 ask for: the least ratios of (problem, measured, against), and the most seconds of a second start.
+# What issues 2 to 4 ask for: the least ratios of (problem, measured, against), and the most seconds of a second start.
 LEAST_RATIO = {
     (XOR, "kohort.fit", "model.fit on JAX"): 300,
     (MOONS, "kohort.fit", "model.fit on JAX"): 30,
@@ -55,12 +56,14 @@ class Settings(NamedTuple):
     stream: Problem = STREAM
     callbacks: Problem = CALLBACKS
     stopping: Problem = STOPPING
+    sizes: many.Sizes = many.Sizes()
 
 
 QUICK = Settings(
     1, 0.0, 1, 5,
     (XOR._replace(epochs=30, slow_epochs=2, members=16), MOONS._replace(epochs=2, slow_epochs=1, members=8)),
     STREAM._replace(rows=80, epochs=2), CALLBACKS._replace(epochs=2), STOPPING._replace(epochs=10, members=16),
+    many.QUICK,
 )  # fmt: skip
 
 
@@ -338,6 +341,34 @@ def memory_rows(problem: Problem, settings: Settings) -> Iterator[Row]:
     yield Row(case(problem, problem.members), what, "memory after the tenth", f"{growth:+.1f} MiB")
 
 
+def many_rows(settings: Settings) -> Iterator[Row]:
+    """Measures cohorts of thousands."""
+
+    def measured(function: Callable, *arguments: Any) -> Any:
+        process = Process(function.__name__, function, *arguments)
+        told = process.receive()
+        process.close()
+        say(f"{function.__name__}: {told}")
+        return told
+
+    rates = (
+        tuple(each._replace(problem=quick(each.problem)) for each in many.RATES) if settings is QUICK else many.RATES
+    )
+    for problem, what, against, figures, unit, least in many.rows(measured, settings.sizes, rates):
+        names = case(problem, problem.members) if isinstance(problem, Problem) else problem, what, against
+        middle = statistics.median(figures)
+        goal = ("–", "–")
+        if least is not None:
+            is_reached = middle <= -least if least < 0 else middle >= least
+            goal = f"{'≤' if least < 0 else '≥'} {number(abs(least))} {unit}", yes_or_no(is_reached)
+        yield Row(*names, f"{number(middle)} {unit}", spread(figures) if len(figures) > 1 else "–", *goal)
+
+
+def quick(problem: Problem) -> Problem:
+    """Returns the problem in a size that takes no time."""
+    return problem._replace(epochs=2, members=8)
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +383,7 @@ def sections(settings: Settings) -> dict[str, Callable[[], tuple]]:
         "start": lambda: ([row for problem in settings.problems for row in starts(problem, settings)], []),
         "compilations": lambda: ([row for problem in settings.problems for row in compilation_rows(problem)], []),
         "memory": lambda: (list(memory_rows(xor, settings)), []),
+        "many": lambda: (list(many_rows(settings)), []),
     }
 
 

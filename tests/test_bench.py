@@ -123,6 +123,16 @@ def test_quick_races_and_writes_both_tables(tmp_path):
     assert len({losses[name] for name in same}) == 1
 
 
+@pytest.mark.slow
+def test_quick_measures_cohorts_of_many_members(tmp_path):
+    text, _ = run("many", tmp_path / "results.md")
+    rows = cells(text, FIGURES)
+
+    assert {row[5] for row in rows} >= {"≥ 20,000 members/s", "≥ 1.7 times", "≤ 1,431 MiB", "≥ 50 times"}
+    assert {row[6] for row in rows} <= {"yes", "**no**", "–"}
+    assert all(float(row[3].split()[0].replace(",", "")) > 0 for row in rows)
+
+
 @pytest.fixture
 def overhead(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
