@@ -252,16 +252,29 @@ class Cohort(Results):
         listeners = Listeners(listed, self, {"epochs": epochs, "steps": steps, "verbose": verbose})
         rounds = Rounds(members, data, recipe, verbose, listeners, listed, shares)
         self._members, self._splits, self._shares = members, splits, shares
-        before = members.trained
-        rounds.progress.begin(initial_epoch)
-        try:
-            return rounds.train()
-        except KeyboardInterrupt as error:
+        return self._train(rounds, initial_epoch, epochs)
+
+    def _train(self, rounds: Rounds, initial_epoch: int, epochs: int) -> CohortHistory:
+        """Runs the rounds; where no epoch came to its end, the members are left as they were."""
+        members, before = self._members, self._members.trained
+
+        def last_epoch() -> int | None:
             after = members.trained
             finished = [] if after is None or after is before else after.history.epoch
-            raise told(error, "each member", finished[-1] + 1 if len(finished) else None, epochs) from None
+            return finished[-1] + 1 if len(finished) else None
+
+        is_over = False
+        rounds.progress.begin(initial_epoch)
+        try:
+            history = rounds.train()
+            is_over = True
+            return history
+        except KeyboardInterrupt as error:
+            raise told(error, "each member", last_epoch(), epochs) from None
         finally:
             rounds.progress.finish()
+            if not is_over and last_epoch() is None:
+                members.trained = before
 
     @property
     def _template(self) -> Template:

@@ -415,3 +415,10 @@ def test_an_order_that_the_loss_sees_is_kept():
     )
 
     np.testing.assert_allclose(ours["loss"], exact["loss"], rtol=1e-5)
+
+
+def test_a_plain_cohort_varies_nothing():
+    cohort = trained([3, 8])
+    assert list(cohort.parameters) == ["seed"]
+    with pytest.raises(ValueError, match=r"`rate` must be left out: this cohort varies nothing\. Received: rate=1"):
+        cohort.member(3, rate=1)

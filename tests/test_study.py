@@ -6,7 +6,6 @@ import re
 import signal
 from collections import Counter
 
-import jaxtyping
 import keras
 import numpy as np
 import pytest
@@ -16,19 +15,14 @@ from oracle import differences
 from scipy.stats import binomtest
 
 import kohort
-from kohort import executors, files, plans, rounds
+from kohort import executors, plans, rounds
 from kohort.history import CohortHistory
 
 X, Y = kohort.data.xor()
 MOONS = kohort.data.moons(40)
 
 
-@pytest.fixture(autouse=True)
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
 
 def network(hidden=2, activation="relu", learning_rate=1e-2, dropout=0.0):
@@ -455,238 +449,6 @@ def test_survivors_are_ranked_together():
     assert plans.survivors(histories, [[0, 2], [1]], "loss", "up", 1, 1) == [[0], [1]]
     assert plans.survivors(histories, [[2], []], "loss", "up", 1, 1) == [[], []]
     assert plans.rung_epochs(100, 3, 3) == [12, 34, 100]
-
-
-# --- wrong input ------------------------------------------------------------------------------------------------------
-
-
-def uncompiled(hidden=2):
-    return keras.Sequential([keras.Input((2,)), layers.Dense(hidden)])
-
-
-def subclassed(hidden=2):
-    class Own(keras.Model):
-        def call(self, x):
-            return x
-
-    model = Own()
-    model.compile("sgd", "mse")
-    return model
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"network": network()}, TypeError, r"`network` must be a function that returns a compiled Keras model\."),
-        ({"network": None}, TypeError, r"`network` must be a function .* Received: network=None of type NoneType"),
-        (
-            {"grid": {"depth": [1]}},
-            ValueError,
-            r"`grid` must name parameters that `network` takes: 'hid.*'depth'",
-        ),
-        ({"grid": {3: [1]}}, ValueError, r"`grid` must name parameters that `network` takes"),
-        ({"grid": {"hidden": []}}, ValueError, r"`grid` must hold at least one value for each parameter, in a list\."),
-        ({"grid": {"hidden": 4}}, TypeError, r"`grid` must hold at least one value .*'hidden': values=4"),
-        ({"grid": []}, ValueError, r"`grid` must map each parameter of `network` to its values, or list"),
-        ({"grid": "hidden"}, TypeError, r"`grid` must map each parameter .* Received: grid='hidden'"),
-        ({"grid": [{"hidden": 2}, 3]}, TypeError, r"`grid` must map each parameter"),
-        ({"grid": 7}, TypeError, r"`grid` must map each parameter"),
-        ({"grid": {"hidden": [network]}}, TypeError, r"`grid` must hold numbers, texts, True, False, None, or lists"),
-        ({"grid": {"hidden": [float("nan")]}}, TypeError, r"`grid` must hold numbers, .* Pass a name"),
-        ({"grid": {"hidden": range(1000), "dropout": np.arange(1000)}}, ValueError, r"at most 100000 trials\."),
-        ({"grid": ({"hidden": i} for i in range(100_001))}, ValueError, r"at most 100000 trials\. Received: more"),
-        ({"network": lambda units, hidden: None}, ValueError, r"has no default\. Received: a grid without 'units'"),
-        ({"seeds": 0}, ValueError, r"`seeds` must be a number of members from 1"),
-        ({"exact": 3}, TypeError, r"`exact` must be True or False"),
-        ({"path": 3}, TypeError, r"`path` must be a path"),
-    ],
-)
-def test_a_wrong_study_is_refused(arguments, error, message, tmp_path):
-    right = {"path": tmp_path / "a", "network": network, "grid": {"hidden": [2]}, "seeds": 4}
-    with pytest.raises(error, match=message):
-        kohort.Study(**{**right, **arguments})
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "error", "message"),
-    [
-        (lambda hidden: None, {}, TypeError, r"`network` must return a compiled Keras model\. Received: network=None"),
-        (
-            uncompiled,
-            {},
-            ValueError,
-            r"`network` must return a compiled .*, which is not compiled, for hidden=2\.",
-        ),
-        (subclassed, {}, ValueError, r"`model` must be a sequential or functional model"),
-        (network, {"epochs": 0}, ValueError, r"`epochs` must be an integer of at least 1"),
-        (network, {"verbose": 5}, ValueError, r"`verbose` must be 'auto', 0, 1 or 2"),
-        (network, {"block_size": 0}, ValueError, r"`block_size` must be an integer of at least 1"),
-        (network, {"x": X[:3]}, ValueError, r"`y` must have one row per sample of `x`"),
-        (network, {"x": None}, TypeError, r"`x` must be an array of samples"),
-        (network, {"sample_weight": np.ones((4, 4))}, ValueError, r"`sample_weight` must be of shape \(sample,\), the"),
-        (network, {"callbacks": keras.callbacks.CSVLogger("a")}, ValueError, r"`callbacks` of a study must be Keras's"),
-        (network, {"callbacks": 3}, TypeError, r"`callbacks` must "),
-        (network, {"bootstrap": 3}, ValueError, r"`bootstrap` must be True or False"),
-        (network, {"x": (each for each in [(X, Y)])}, TypeError, r"`x` must be dense arrays in memory"),
-    ],
-)
-def test_a_wrong_run_is_refused_before_anything_is_made(function, arguments, error, message, tmp_path):
-    study = kohort.Study(tmp_path / "a", function, {"hidden": [2]}, 4)
-    with pytest.raises(error, match=message):
-        study.run(**{"x": X, "y": Y, "epochs": 1, "verbose": 0, **arguments})
-    assert not (tmp_path / "a").exists()
-
-
-def test_other_arguments_data_and_networks_under_the_same_name(tmp_path):
-    trained(tmp_path, {"hidden": [2]}, epochs=2)
-    same = study_of(tmp_path, {"hidden": [2]})
-    with pytest.raises(ValueError, match=r"`batch_size` must be None, with which the study was begun, .*batch_size=2,"):
-        same.run(X, Y, epochs=2, batch_size=2, verbose=0)
-    with pytest.raises(
-        ValueError, match=r"`y` must be the data with which .* Received: other numbers, shapes or types"
-    ):
-        same.run(X, 1 - Y, epochs=2, verbose=0)
-    with pytest.raises(ValueError, match=r"`x` must be the data with which the study was begun"):
-        same.run(X.astype("float64"), Y, epochs=2, verbose=0)
-    with pytest.raises(ValueError, match=r"`exact` must be False, with which the study was begun"):
-        study_of(tmp_path, {"hidden": [2]}, exact=True).run(X, Y, epochs=2, verbose=0)
-    callback = keras.callbacks.TerminateOnNaN()
-    with pytest.raises(ValueError, match=r"`callbacks` must be \[\], with which the study was begun"):
-        same.run(X, Y, epochs=2, verbose=0, callbacks=callback)
-
-    def changed(hidden):
-        return network(hidden, activation="tanh")
-
-    other = kohort.Study(tmp_path / "a.kohort", changed, {"hidden": [2]}, 9)
-    message = (
-        r"`network` must return the model that it returned when the study was begun\. Received: for hidden=2 in "
-        r"'.*' one that differs in model\.layers\.1\.activation \('tanh', and before 'relu'\)\. Begin another"
-    )
-    with pytest.raises(ValueError, match=message):
-        other.run(X, Y, epochs=2, verbose=0)
-    same.run(X, Y, epochs=2, verbose=0)
-    assert [len(trial) for trial in same.trials] == [8]
-
-
-def test_with_callbacks_members_do_not_go_on(tmp_path):
-    stop = keras.callbacks.EarlyStopping("loss", patience=2)
-    study = trained(tmp_path, {"hidden": [2]}, epochs=2, callbacks=stop)
-    with pytest.raises(
-        ValueError, match=r"`epochs` must be 2, which the members have reached, because callbacks would"
-    ):
-        study.run(X, Y, epochs=3, verbose=0, callbacks=stop)
-    with pytest.raises(ValueError, match=r"`patience` must be|`callbacks` must be"):
-        study.run(X, Y, epochs=2, verbose=0, callbacks=keras.callbacks.EarlyStopping("loss", patience=3))
-
-
-def test_extend_comes_after_run(tmp_path):
-    study = study_of(tmp_path, {"hidden": [2]})
-    with pytest.raises(RuntimeError, match=r"`study\.extend` must come after `study\.run`"):
-        study.extend(seeds=9)
-    study.run(X, Y, verbose=0)
-    with pytest.raises(ValueError, match=r"`grid` must name parameters that `network` takes"):
-        study.extend(depth=[3])
-
-
-def test_questions_that_have_no_answer(tmp_path):
-    study = study_of(tmp_path, {"hidden": [2, 3]}, 2)
-    with pytest.raises(FileNotFoundError, match=r"`path` must be a study\. .*, where there is none"):
-        study.trials  # noqa: B018
-    assert repr(study).endswith("not begun)")
-    assert "not begun" in study._repr_html_()
-    study.run(X, Y, verbose=0)
-    with pytest.raises(
-        ValueError, match=r"`val_loss` must be a metric of the history: loss, mae\. Received: val_loss=1"
-    ):
-        study.table(val_loss=1)
-    with pytest.raises(ValueError, match=r"`confidence` must be between 0 and 1"):
-        study.table(loss=1, confidence=2)
-    with pytest.raises(
-        ValueError, match=r"`parameters` must be those of one trial of 2\. Received: hidden=9, which none"
-    ):
-        study.trial(hidden=9)
-    with pytest.raises(ValueError, match=r"Received: none, which 2 have\. Trials like this: hidden=2; hidden=3"):
-        study.trial()
-    with pytest.raises(ValueError, match=r"`compare` must be given a metric as `by`"):
-        study.compare({"hidden": 2}, {"hidden": 3})
-    with pytest.raises(
-        ValueError, match=r"`by` must be a metric of the history of both .*loss, mae\. Received: by='auc'"
-    ):
-        study.compare({"hidden": 2}, {"hidden": 3}, by="auc")
-    with pytest.raises(ValueError, match=r"`by` must be a metric of the history"):
-        study.halve(X, Y, epochs=3, by="auc", verbose=0)
-    with pytest.raises(ValueError, match=r"`callbacks` must be left out, because a fit that is cut into rungs"):
-        study.halve(X, Y, epochs=3, callbacks=keras.callbacks.TerminateOnNaN())
-    with pytest.raises(ValueError, match=r"`factor` must be an integer of at least 2"):
-        study.halve(X, Y, epochs=3, factor=1)
-
-
-def test_two_runs_of_one_study(tmp_path):
-    study = study_of(tmp_path, {"hidden": [2]}, 4)
-
-    def nested(lanes, train, interrupt, workers):
-        with pytest.raises(BlockingIOError, match=r"`path` must be a study that nobody else is training"):
-            study_of(tmp_path, {"hidden": [2]}, 4).run(X, Y, verbose=0)
-        assert sum(map(len, kohort.open(tmp_path / "a.kohort").trials)) == 0  # and it can be read meanwhile
-        return executors.in_threads(lanes, train, interrupt, workers)
-
-    study.run(X, Y, verbose=0, executor=nested)
-    assert len(study.trial()) == 4
-
-
-# --- opened from elsewhere --------------------------------------------------------------------------------------------
-
-
-def test_a_study_is_read_without_its_code(tmp_path):
-    made = trained(tmp_path, {"hidden": [2, 3], "activation": ["tanh"]}, 6, epochs=3)
-    opened = kohort.open(tmp_path / "a.kohort")
-
-    assert not isinstance(opened, kohort.Study)
-    assert repr(opened) == repr(made)
-    assert opened.table().rows == made.table().rows
-    assert differences(as_lists(left(opened.trials[1].cohort())), as_lists(left(made.trials[1].cohort()))) == []
-    told = opened.trial(hidden=2).specification
-    assert told["parameters"] == {"hidden": 2, "activation": "tanh"}
-    assert told["model"]["class_name"] == "Sequential"
-    assert told["compiled"]["loss"] == "mse"
-    assert told["fit"]["shuffle"] is True
-    assert set(told["data"]) == {"x", "y", "sample_weight", "validation_data"}
-    assert told["trained_with"][0]["versions"] == files.versions()
-    assert told["trained_with"][0]["device"].startswith("cpu")
-
-
-class Doubled(layers.Layer):
-    def call(self, x):
-        return 2 * x
-
-
-def test_a_model_with_parts_of_ones_own_must_be_named(tmp_path):
-    def own(hidden):
-        model = keras.Sequential([keras.Input((2,)), layers.Dense(hidden), Doubled(), layers.Dense(1)])
-        model.compile("sgd", "mse")
-        return model
-
-    named = {"Doubled": Doubled}
-    study = kohort.Study(tmp_path / "a", own, {"hidden": [2]}, 2, custom_objects=named)
-    study.run(X, Y, verbose=0)
-    assert study.trial().cohort().predict(X).shape == (2, 4, 1)
-    assert kohort.open(tmp_path / "a").table()["seeds"].tolist() == [2]
-    with pytest.raises(ValueError, match=r"which holds 'Doubled' of the module"):
-        kohort.open(tmp_path / "a").trial().cohort()
-    assert len(kohort.open(tmp_path / "a", named).trial().cohort()) == 2
-
-
-def test_a_damaged_block_is_no_result(tmp_path):
-    study = trained(tmp_path, {"hidden": [2]}, 4)
-    [path] = (tmp_path / "a.kohort" / "blocks").iterdir()
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-    for act in (lambda: study.table(loss=1), lambda: study.trial().cohort(), lambda: study.trial().history):
-        with pytest.raises(ValueError, match=r"`path` must be a whole file that kohort saved\. .* which is damaged"):
-            act()
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------

@@ -493,11 +493,3 @@ def test_a_member_that_is_not_named_rightly(name, grid):
     arguments, options, match = ASKED[name]
     with refused(ValueError, match, grid):
         grid.member(*arguments, **options)
-
-
-def test_a_plain_cohort_varies_nothing():
-    cohort = kohort.Cohort(net(), [3, 8])
-    cohort.fit(POINTS, SIGNS, verbose=0)
-    assert list(cohort.parameters) == ["seed"]
-    with pytest.raises(ValueError, match=r"`rate` must be left out: this cohort varies nothing\. Received: rate=1"):
-        cohort.member(3, rate=1)

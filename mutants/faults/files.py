@@ -31,9 +31,9 @@ FAULTS = [
     ),
     Fault(
         "pairs-of-different-seeds",
-        "kohort/results.py",
-        "pairs = [(i, theirs.seeds.index(seed)) for",
-        "pairs = [(i, i) for",
+        "kohort/comparison.py",
+        "pairs = [(row, place[seed]) for",
+        "pairs = [(row, row) for",
         ("tests/test_results.py::test_cohorts_are_compared_on_the_seeds_that_they_share",),
     ),
     # files

@@ -1,0 +1,63 @@
+"""A study is read by who has not its code, and what is damaged is no result."""
+
+import keras
+import pytest
+from keras import layers
+from oracle import differences
+from test_study import X, Y, as_lists, left, trained
+
+import kohort
+from kohort import files
+
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
+
+
+def test_a_study_is_read_without_its_code(tmp_path):
+    made = trained(tmp_path, {"hidden": [2, 3], "activation": ["tanh"]}, 6, epochs=3)
+    opened = kohort.open(tmp_path / "a.kohort")
+
+    assert not isinstance(opened, kohort.Study)
+    assert repr(opened) == repr(made)
+    assert opened.table().rows == made.table().rows
+    assert differences(as_lists(left(opened.trials[1].cohort())), as_lists(left(made.trials[1].cohort()))) == []
+    told = opened.trial(hidden=2).specification
+    assert told["parameters"] == {"hidden": 2, "activation": "tanh"}
+    assert told["model"]["class_name"] == "Sequential"
+    assert told["compiled"]["loss"] == "mse"
+    assert told["fit"]["shuffle"] is True
+    assert set(told["data"]) == {"x", "y", "sample_weight", "validation_data"}
+    assert told["trained_with"][0]["versions"] == files.versions()
+    assert told["trained_with"][0]["device"].startswith("cpu")
+
+
+class Doubled(layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def test_a_model_with_parts_of_ones_own_must_be_named(tmp_path):
+    def own(hidden):
+        model = keras.Sequential([keras.Input((2,)), layers.Dense(hidden), Doubled(), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    named = {"Doubled": Doubled}
+    study = kohort.Study(tmp_path / "a", own, {"hidden": [2]}, 2, custom_objects=named)
+    study.run(X, Y, verbose=0)
+    assert study.trial().cohort().predict(X).shape == (2, 4, 1)
+    assert kohort.open(tmp_path / "a").table()["seeds"].tolist() == [2]
+    with pytest.raises(ValueError, match=r"which holds 'Doubled' of the module"):
+        kohort.open(tmp_path / "a").trial().cohort()
+    assert len(kohort.open(tmp_path / "a", named).trial().cohort()) == 2
+
+
+def test_a_damaged_block_is_no_result(tmp_path):
+    study = trained(tmp_path, {"hidden": [2]}, 4)
+    [path] = (tmp_path / "a.kohort" / "blocks").iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+    for act in (lambda: study.table(loss=1), lambda: study.trial().cohort(), lambda: study.trial().history):
+        with pytest.raises(ValueError, match=r"`path` must be a whole file that kohort saved\. .* which is damaged"):
+            act()
