@@ -67,6 +67,7 @@ class Rounds:
             self.lots = self._lots(callbacks)
         self.begun, self.guide = begun, self.lots[0].guide  # those of other lots differ in places only
         self._order = np.argsort(np.concatenate([lot.members for lot in self.lots]))
+        self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
         self.progress = Progress(recipe.epochs, verbose)
         self.curves = Curves(members.seeds, range(recipe.initial_epoch, recipe.epochs))
 
@@ -156,7 +157,8 @@ class Rounds:
         for number, block in self._blocks():
             choice, per_epoch = self._choice(self.lots[number]), self.pace.seconds_per_epoch
             first = self._first_call(number, len(block.members)).seconds_per_epoch
-            if choice.is_settled or not first or not per_epoch or remaining * per_epoch < WORTH_MEASURING * first:
+            is_short = not first or not per_epoch or remaining * per_epoch < WORTH_MEASURING * first
+            if choice.is_settled or is_short or not self._is_warm:
                 continue
             count = int(MEASURING_SECONDS * len(self._blocks()) / (per_epoch * cores()))
             choice.measure(self._timed(self.lots[number], block, max(1, min(self.capacity, count))))
@@ -235,6 +237,7 @@ class Rounds:
             return None
         seconds = time.perf_counter() - start
         self.pace.record(len(epochs), seconds)
+        self._is_warm = not untraced
         for call in untraced.values():
             call.record(1, seconds)
         further = self._taken(trained, epochs, carries, drawn)

@@ -88,8 +88,16 @@ class Store:
             raise self._refused("which is a file", step)
         if not self.folder.exists():
             files.checked_target(self.folder)  # its folder must exist
-        elif not self.exists and any(self.folder.iterdir()):
+        elif not self.exists and self._holds_other_things():
             raise self._refused("a folder that holds other things", "Name a folder that is empty or not there yet")
+
+    def _holds_other_things(self) -> bool:
+        """Says whether anything is there but what one leaves who was killed before there was an index."""
+        left = {BLOCKS, LOCK, WRITER, f"{LOCK}-journal", f"{INDEX}-journal"}
+        blocks = self.folder / BLOCKS
+        return any(each.name not in left for each in self.folder.iterdir()) or (
+            blocks.exists() and (not blocks.is_dir() or any(blocks.iterdir()))
+        )
 
     @property
     def exists(self) -> bool:

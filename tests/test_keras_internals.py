@@ -388,7 +388,9 @@ def test_compiled_alike_but_with_an_optimizer_and_metrics_of_its_own():
     clone = internals.clone(model)
     keras_parts.compile_like(clone, model)
 
-    assert clone.loss is loss
+    assert clone.loss is not loss
+    truth, answer = np.zeros((1, 2), "float32"), np.full((1, 2), 2.0, "float32")
+    np.testing.assert_array_equal(clone.loss(truth, answer), loss(truth, answer))  # its delta, too
     assert clone.steps_per_execution == 2
     assert clone.optimizer is not model.optimizer
     assert clone.optimizer.get_config() == model.optimizer.get_config()

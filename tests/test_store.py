@@ -460,3 +460,13 @@ def test_blocks_are_read_by_what_reads_every_file(study):
     first = study.records().blocks[0]
 
     assert files.read(study.file(first), "block", 1).about["block"] == first.file
+
+
+def test_who_was_killed_before_there_was_an_index_may_begin_again(tmp_path):
+    (tmp_path / "blocks").mkdir()
+    for left in ("writer.lock", "writer.json", "writer.lock-journal", "index.sqlite-journal"):
+        (tmp_path / left).touch()
+    assert not Store(tmp_path).exists
+    (tmp_path / "blocks" / "mine").touch()
+    with pytest.raises(ValueError, match="a folder that holds other things"):
+        Store(tmp_path)
