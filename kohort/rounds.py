@@ -157,8 +157,9 @@ class Rounds:
         for number, block in self._blocks():
             choice, per_epoch = self._choice(self.lots[number]), self.pace.seconds_per_epoch
             first = self._first_call(number, len(block.members)).seconds_per_epoch
-            is_short = not first or not per_epoch or remaining * per_epoch < WORTH_MEASURING * first
-            if choice.is_settled or is_short or not self._is_warm:
+            if choice.is_settled or not self._is_warm or not first or not per_epoch:
+                continue
+            if remaining * per_epoch < WORTH_MEASURING * first:
                 continue
             count = int(MEASURING_SECONDS * len(self._blocks()) / (per_epoch * cores()))
             choice.measure(self._timed(self.lots[number], block, max(1, min(self.capacity, count))))

@@ -81,6 +81,7 @@ def test_no_room_for_one_member_loses_nothing(exact):
 def measured(monkeypatch, faster):
     """Lets a fit measure at once, and the named mapping seem the fastest."""
     monkeypatch.setattr(rounds, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(rounds, "ROUND_SECONDS", 1e-9)  # rounds of an epoch or two
     monkeypatch.setattr(rounds, "MEASURING_SECONDS", 1e-9)
     tried = []
 
