@@ -7,6 +7,8 @@ what is fastest depends on network and machine, and what has room on the machine
 
 import contextlib
 import hashlib
+import math
+import numbers
 import os
 import re
 from collections.abc import Callable
@@ -14,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from kohort import disk, keras_internals
 from kohort.checks import received
@@ -137,11 +138,11 @@ def check_memory(memory: Any) -> int | None:
     """Returns a limit of memory in bytes, or None; raises for what is none."""
     if memory is None:
         return None
-    parts = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?)B?\s*", str(memory).upper())
-    is_text_or_number = isinstance(memory, str | int | float | np.integer | np.floating) and not isinstance(
-        memory, bool
+    is_number = isinstance(memory, numbers.Real) and not isinstance(memory, bool) and math.isfinite(float(memory))
+    parts = (
+        re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?I?)B?\s*", memory.upper()) if isinstance(memory, str) else None
     )
-    size = int(float(parts[1]) * UNITS[parts[2]]) if parts and is_text_or_number and parts[2] in UNITS else 0
+    size = int(float(memory)) if is_number else int(float(parts[1]) * UNITS.get(parts[2], 0)) if parts else 0
     if size <= 0:
         raise ValueError(
             "`memory` must be a number of bytes above 0, a text such as '2GB' or '500MiB', or None. "

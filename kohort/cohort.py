@@ -251,12 +251,12 @@ class Cohort(Results):
         steps = steps_per_epoch or cut.full + bool(cut.partial)
         listeners = Listeners(listed, self, {"epochs": epochs, "steps": steps, "verbose": verbose})
         rounds = Rounds(members, data, recipe, verbose, listeners, listed, shares)
-        self._members, self._splits, self._shares = members, splits, shares
-        return self._train(rounds, initial_epoch, epochs)
+        return self._train(rounds, splits)
 
-    def _train(self, rounds: Rounds, initial_epoch: int, epochs: int) -> CohortHistory:
-        """Runs the rounds; where no epoch came to its end, the members are left as they were."""
-        members, before = self._members, self._members.trained
+    def _train(self, rounds: Rounds, splits: list[Split] | None) -> CohortHistory:
+        """Runs the rounds; where no epoch came to its end, all is left as it was."""
+        members, recipe = rounds.members, rounds.recipe
+        kept, before = (self._members, self._splits, self._shares), members.trained
 
         def last_epoch() -> int | None:
             after = members.trained
@@ -264,17 +264,21 @@ class Cohort(Results):
             return finished[-1] + 1 if len(finished) else None
 
         is_over = False
-        rounds.progress.begin(initial_epoch)
+        rounds.progress.begin(recipe.initial_epoch)
         try:
+            rounds.prepare()
+            before = members.trained  # in blocks for which there is room
+            self._members, self._splits, self._shares = members, splits, rounds.ahead.shares
             history = rounds.train()
             is_over = True
             return history
         except KeyboardInterrupt as error:
-            raise told(error, "each member", last_epoch(), epochs) from None
+            raise told(error, "each member", last_epoch(), recipe.epochs) from None
         finally:
             rounds.progress.finish()
             if not is_over and last_epoch() is None:
                 members.trained = before
+                self._members, self._splits, self._shares = kept
 
     @property
     def _template(self) -> Template:

@@ -51,25 +51,29 @@ class Rounds:
         callbacks: list,
         shares: Shares | None = None,
     ) -> None:
-        """Builds what the data need built; nothing is trained yet."""
+        """Builds what the data need built; nothing is compiled or trained yet."""
         self.members, self.recipe, self.listeners = members, recipe, listeners
         if members.trained is None:
             members.templates = [template.built_for(data) for template in members.templates]
         self.ahead = Ahead(members, data, recipe, shares or Shares())
         self.choices = [Choice(members, self.ahead, template) for template in members.templates]
-        widths = [choice.width for choice in self.choices]
-        members.cut_anew(widths)
+        self._widths, self._callbacks = [choice.width for choice in self.choices], callbacks
+        members.cut_anew(self._widths)
         self.lots = self._lots(callbacks)
+        self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
+        self.progress = Progress(recipe.epochs, verbose)
+        self.curves = Curves(members.seeds, range(recipe.initial_epoch, recipe.epochs))
+
+    def prepare(self) -> None:
+        """Compiles what the members begin with and how they train, in blocks for which there is room."""
+        members, widths = self.members, self._widths
         begun = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
         while (narrower := self._within_memory(begun, widths)) != widths:
             states = members.cut_anew(widths := narrower, begun.states)
             begun = begun._replace(states=states)
-            self.lots = self._lots(callbacks)
+            self.lots = self._lots(self._callbacks)
         self.begun, self.guide = begun, self.lots[0].guide  # those of other lots differ in places only
         self._order = np.argsort(np.concatenate([lot.members for lot in self.lots]))
-        self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
-        self.progress = Progress(recipe.epochs, verbose)
-        self.curves = Curves(members.seeds, range(recipe.initial_epoch, recipe.epochs))
 
     def _lots(self, callbacks: list) -> list[Lot]:
         places: dict[Any, list[int]] = {}
@@ -120,7 +124,7 @@ class Rounds:
         return self._known("first", lot, width)
 
     def train(self) -> CohortHistory:
-        """Runs all epochs; every finished round is kept, whatever happens in a later one."""
+        """Runs all epochs, after `prepare`; every finished round is kept, whatever happens in a later one."""
         members, epoch, tell, trained = self.members, self.recipe.initial_epoch, self.listeners.tell, self.begun
         if self.ahead.is_order_seen:
             _ = trained.generators.states  # what is owed is drawn now, where Ctrl-C is heard

@@ -7,7 +7,10 @@ from keras import layers
 
 import kohort
 from kohort import choice, rounds
+from kohort.checks import Recipe
 from kohort.choice import check_memory, free_memory
+from kohort.folds import Shares
+from kohort.lots import Ahead
 
 X, Y = kohort.data.moons(64)
 
@@ -33,13 +36,21 @@ def noted(monkeypatch):
 
 @pytest.mark.parametrize(
     ("said", "size"),
-    [(None, None), (5000, 5000), ("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("500k", 500_000), (2e9, 2 * 10**9)],
+    [
+        (None, None),
+        (5000, 5000),
+        ("2GB", 2 * 10**9),
+        ("1.5 GiB", 3 * 2**29),
+        ("500k", 500_000),
+        (2e9, 2 * 10**9),
+        (1e16, 10**16),
+    ],
 )
 def test_memory_is_said_in_bytes_or_as_people_do(said, size):
     assert check_memory(said) == size
 
 
-@pytest.mark.parametrize("said", ["much", "2XB", 0, -5, True, [1], "GB"])
+@pytest.mark.parametrize("said", ["much", "2XB", "2IB", 0, -5, True, [1], "GB", float("inf"), float("nan")])
 def test_what_is_no_memory(said):
     with pytest.raises(ValueError, match=r"`memory` must be a number of bytes above 0, .* Received: memory="):
         kohort.Cohort(network(), 2, memory=said)
@@ -125,3 +136,21 @@ def test_a_mapping_that_was_set_is_not_measured(monkeypatch, noted):
     kohort.Cohort(network(), 2, exact=True).fit(X, Y, epochs=6, verbose=0)
     assert not tried
     assert not noted
+
+
+def test_what_a_failed_fit_would_have_held_out_is_not_asked(monkeypatch):
+    cohort = kohort.Cohort(network(), 3)
+    cohort.fit(X, Y, folds=2, verbose=0)
+    before = cohort.predict_out_of_fold(X)
+    cohort._members.settings = cohort._members.settings._replace(memory=3000)
+    with pytest.raises(ValueError, match=r"`memory` must have room"):
+        cohort.fit(X, Y, folds=[(np.arange(0, 64, 2), np.arange(1, 64, 2)), (np.arange(1, 64, 2), np.arange(0, 64, 2))])
+    np.testing.assert_array_equal(cohort.predict_out_of_fold(X), before)
+
+
+def test_where_a_core_takes_turns_a_call_has_room_for_few_epochs():
+    """Each call makes and moves logs for all that it has room for."""
+    cohort = kohort.Cohort(network(), 2)
+    data = kohort.data.inputs(cohort._template.network, X, Y, None, None, Recipe(batch_size=64))
+    ahead = Ahead(cohort._members, data, Recipe(batch_size=64), Shares())
+    assert [ahead.capacity(8, turns, None) for turns in (1, 2, 3, 4, 50, 5000)] == [4096, 2048, 1024, 1024, 64, 64]

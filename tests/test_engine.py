@@ -97,6 +97,25 @@ def test_a_training_call_leaves_the_state_of_its_caller():
     assert float(first.trainable_variables[0]) == float(second.trainable_variables[0]) == 6
 
 
+def test_to_ask_for_the_memory_of_a_call_compiles_it_once():
+    call = engine.TrainingCall(engine.epochs_program(counting_functions(), Cut(3, 1, 0), None, capacity=2))
+    state, rest = begin(), (np.array([1, 2, 3], "float32"), None, Schedule(), 1)
+    jax.block_until_ready(engine._copied(state))  # that is compiled already
+    seen = []
+
+    def listen(event, *_, **__):
+        seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        sizes = [call.memory(state, *rest) for _ in range(2)]
+        call(state, *rest)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert sizes[0] == sizes[1] > rest[0].nbytes
+    assert seen.count("/jax/core/compile/backend_compile_duration") == 1
+
+
 def test_pace_follows_the_clock():
     pace = Pace()
     assert pace.epochs(remaining=100, capacity=50) == 1

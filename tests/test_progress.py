@@ -180,6 +180,17 @@ def test_fits_show_it(fit, capsys, terminal):
     assert "loss" in ended
 
 
+def test_a_cohort_shows_that_it_begins_before_it_compiles(capsys, terminal, monkeypatch):
+    def refused(fit):
+        assert capsys.readouterr().out == "Epoch 1/7 ..."
+        raise ValueError("no room")
+
+    monkeypatch.setattr("kohort.rounds.Rounds.prepare", refused)
+    with pytest.raises(ValueError, match="no room"):
+        kohort.Cohort(build(), 2).fit(X, Y, epochs=7, verbose=1)
+    assert capsys.readouterr().out == "\n"
+
+
 @pytest.mark.parametrize(("verbose", "shown"), [("auto", "4/4"), (1, "4/4"), (2, "\nEpoch 2/4 - "), (0, "")], ids=str)
 def test_the_switch_shows_it(verbose, shown, capsys):
     with kohort.install(strict=True):
