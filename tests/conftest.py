@@ -50,6 +50,12 @@ def annotations_unchecked():
 
 
 @pytest.fixture(autouse=True)
+def mappings_by_rule(monkeypatch):
+    """Lets no clock decide how members are mapped: bits would depend on it. Who tests measuring sets it back."""
+    monkeypatch.setattr("kohort.rounds.WORTH_MEASURING", float("inf"))
+
+
+@pytest.fixture(autouse=True)
 def figures_closed():
     """Closes what the test drew."""
     yield

@@ -66,17 +66,18 @@ class Killed:
         self.committed[name] = now
 
 
-def killed_often(folder, runs):
-    """Runs studies so often, each until it is whole, and kills each run at a moment of its own."""
-    seeds = iter(range(runs))
+def killed_often(folder, kills):
+    """Runs studies, each until it is whole, killed at moments of their own, until there were so many kills."""
+    seeds = itertools.count()
     with Killed(folder) as killed:
         killed.seen = len((folder / "log").read_text().splitlines())
         for name in (f"study{i}" for i in itertools.count()):
-            while killed.once(name, next(seeds, "none")):
+            while killed.once(name, next(seeds) if killed.ends[-14] < kills else "none"):
                 pass
             check_whole(folder, name)
-            if killed.ends.total() >= runs:
+            if killed.ends[-14] >= kills:
                 break
+            assert killed.ends.total() < 5 * kills, "hardly anything is killed"
     return killed
 
 
@@ -93,7 +94,7 @@ def check_whole(folder, name):
 def test_kills_lose_no_block(tmp_path):
     killed = killed_often(tmp_path, 40)
 
-    assert killed.ends[-14] > 20
+    assert killed.ends[-14] == 40
     assert set(killed.ends) <= {-14, 0}
 
 
@@ -101,7 +102,7 @@ def test_kills_lose_no_block(tmp_path):
 def test_a_thousand_kills_lose_no_block(tmp_path):
     killed = killed_often(tmp_path, 1000)
 
-    assert killed.ends[-14] > 700
+    assert killed.ends[-14] == 1000
     assert set(killed.ends) <= {-14, 0}
 
 
