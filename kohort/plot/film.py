@@ -135,12 +135,7 @@ class Film(Surface):
         if head:
             placed.write(LEFT, top, head, fontsize=9)
             top += 0.23
-        if self.levels is not None:
-            ends = f"{self.levels[0]:g} to {self.levels[-1]:g} in steps of {self.levels[1] - self.levels[0]:g}"
-            placed.write(LEFT, top, f"lines at answers from {ends}, light: high", fontsize=9)
-        elif ax is None:
-            place = {"loc": "upper left", "bbox_to_anchor": placed.at(LEFT - 0.1, top - 0.07), "borderaxespad": 0.0}
-            self.draw_legend(placed.host.figure, **place, fontsize=9, ncols=len(self.classes) + self.undecided_)
+        placed.explain(self, top, has_legend=ax is None)
         return placed
 
     def _texts(self, placed: Mosaic) -> list:

@@ -55,12 +55,7 @@ class Wall(Surface):
                 cell.spines[:].set(linestyle=(0, (2, 2)), linewidth=1.2)
         placed.label(self.names, self.limits)
         placed.write(LEFT, 0.1, self._head() + (f" · {self.note}" if self.note else ""))
-        if ax is None and self.levels is None:
-            place = {"loc": "upper left", "bbox_to_anchor": placed.at(LEFT - 0.1, 0.25), "borderaxespad": 0.0}
-            self.draw_legend(self.figure_, **place, fontsize=9, ncols=len(self.classes) + self.undecided_)
-        elif self.levels is not None:
-            ends = f"{self.levels[0]:g} to {self.levels[-1]:g} in steps of {self.levels[1] - self.levels[0]:g}"
-            placed.write(LEFT, 0.32, f"lines at answers from {ends}, light: high", fontsize=9)
+        placed.explain(self, 0.32, has_legend=ax is None)
         return self
 
     def _title(self, i: int, is_failed: bool) -> str:

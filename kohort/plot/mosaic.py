@@ -33,6 +33,16 @@ class Mosaic:
         """The size of the letters above a cell, in points."""
         return min(10.0, max(4.0, 5 * self.cell))
 
+    def explain(self, surface: Any, top: float, has_legend: bool) -> None:
+        """Tells, so many inches below the upper edge, what the regions of all cells mean: levels, or classes."""
+        if surface.levels is not None:
+            ends = f"{surface.levels[0]:g} to {surface.levels[-1]:g}"
+            steps = f"in steps of {surface.levels[1] - surface.levels[0]:g}"
+            self.write(LEFT, top, f"lines at answers from {ends} {steps}, light: high", fontsize=9)
+        elif has_legend:
+            place = {"loc": "upper left", "bbox_to_anchor": self.at(LEFT - 0.1, top - 0.07), "borderaxespad": 0.0}
+            surface.draw_legend(self.host.figure, **place, fontsize=9, ncols=len(surface.classes) + surface.undecided_)
+
     def write(self, left: float, top: float, text: str, **style: Any) -> None:
         """Writes a line so many inches from the left and from the top."""
         place = left / self.size[0], 1 - top / self.size[1]
