@@ -40,6 +40,18 @@ class Sizes(NamedTuple):
     epochs: int = 5
 
 
+class Sweep(NamedTuple):
+    """Seconds of one turn of a sweep."""
+
+    members: int
+    together: float  # all members as one cohort, warm
+    looped: float  # one member in a loop: cloned, compiled, fitted
+    refitted: float  # one model that is fitted again and again
+    first: float  # all members as the first cohort of the process
+
+
+LOOPED = 5  # so many of the members are trained in a loop
+
 QUICK = Sizes(turns=1, many=64, folds=2, rates=2, seeds=1, epochs=1)
 
 
@@ -65,10 +77,11 @@ def peak(pipe: Any, problem: Problem) -> None:
 
 
 def sweep(pipe: Any, sizes: Sizes) -> None:
-    """Sends the seconds of folds x rates x seeds on the digits as one cohort, warm, and of one `model.fit`."""
+    """Sends what folds x rates x seeds on the digits take: a `Sweep` for each turn."""
     import keras
     import numpy as np
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import StratifiedKFold
 
     import kohort
 
@@ -77,25 +90,46 @@ def sweep(pipe: Any, sizes: Sizes) -> None:
     dense = [keras.layers.Dense(width, activation="relu") for width in (32, 16)]
     model = keras.Sequential([keras.Input((64,)), *dense, keras.layers.Dense(10, activation="softmax")])
     model.compile(keras.optimizers.Adam(), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    vary = {"optimizer.learning_rate": np.geomspace(1e-4, 1e-1, sizes.rates)}
+    rates, fitted = np.geomspace(1e-4, 1e-1, sizes.rates), []
 
-    def cohort() -> float:
-        start = time.perf_counter()
-        kohort.Cohort(model, sizes.seeds, vary=vary, grid=True).fit(
-            x, y, epochs=sizes.epochs, folds=sizes.folds, verbose=0
-        )
-        return time.perf_counter() - start
+    def cohort() -> None:
+        fitted[:] = [kohort.Cohort(model, sizes.seeds, vary={"optimizer.learning_rate": rates}, grid=True)]
+        fitted[0].fit(x, y, epochs=sizes.epochs, folds=sizes.folds, verbose=0)
 
-    def single() -> float:
-        start = time.perf_counter()
-        rows = len(x) - len(x) // sizes.folds
-        held_out = (x[rows:], y[rows:])
-        model.fit(x[:rows], y[:rows], epochs=sizes.epochs, validation_data=held_out, verbose=0)
-        return time.perf_counter() - start
+    def fit(network: keras.Model, fold: int) -> float:
+        own, held_out = list(StratifiedKFold(sizes.folds).split(x, y))[fold]
+        validation_data = x[held_out], y[held_out]
+        history = network.fit(x[own], y[own], epochs=sizes.epochs, validation_data=validation_data, verbose=0)
+        return history.history["val_loss"][0]  # later ones differ where a rate is so high that rounding grows
 
-    first = cohort()
-    single()
-    pipe.send([(cohort(), single(), first) for _ in range(min(3, sizes.turns))])
+    def loop(members: range) -> None:
+        """Trains some of the members as a loop over them would: the same networks, from the same seeds."""
+        table = fitted[0].parameters
+        for member in members:
+            keras.utils.set_random_seed(int(table["seed"][member]))
+            network = keras.models.clone_model(model)
+            optimizer = keras.optimizers.Adam(table["optimizer.learning_rate"][member])
+            network.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+            found, expected = fit(network, int(table["fold"][member])), fitted[0].history["val_loss"][member, 0]
+            if not np.isclose(found, expected, rtol=1e-4):
+                raise RuntimeError(f"member {member} has a val_loss of {expected} in the cohort, {found} in the loop")
+
+    def turn(number: int) -> Sweep:
+        members = range(number, len(fitted[0].seeds), max(1, len(fitted[0].seeds) // LOOPED))
+        together, refitted = seconds_of(cohort), seconds_of(lambda: fit(model, 0))
+        looped = seconds_of(lambda: loop(members)) / len(members)
+        return Sweep(len(fitted[0].seeds), together, looped, refitted, first)
+
+    first = seconds_of(cohort)
+    fit(model, 0)  # compiles
+    pipe.send([turn(number) for number in range(min(3, sizes.turns))])
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Returns how long a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -118,11 +152,12 @@ def rows(measured: Callable[..., Any], sizes: Sizes, problems: tuple[Rate, ...] 
     per_second, mebibytes = measured(peak, many)
     yield many, "Cohort.fit, two cores", "–", [per_second], "members/s", problems[0].least or None
     yield many, "Cohort.fit, peak memory of the process", "–", [mebibytes], "MiB", -MOST_MEBIBYTES
-    count = sizes.folds * sizes.rates * sizes.seeds
     title = (
         f"digits 64-32-16-10, {sizes.folds} folds x {sizes.rates} rates x {sizes.seeds} seeds, {sizes.epochs} epochs"
     )
-    seconds = measured(sweep, sizes)
-    against = f"{count:,} times model.fit on JAX"
-    yield title, "Cohort.fit", against, [count * one / all_in for all_in, one, _ in seconds], "times", LEAST_SWEEP
-    yield title, "Cohort.fit, first", against, [count * seconds[0][1] / seconds[0][2]], "times", None
+    turns = measured(sweep, sizes)
+    for contender, seconds in (("Cohort.fit", "together"), ("Cohort.fit, first", "first")):
+        for rival, each in (("clone_model, compile, model.fit on JAX", "looped"), ("model.fit on JAX", "refitted")):
+            least = LEAST_SWEEP if (seconds, each) == ("together", "looped") else None
+            ratios = [turn.members * getattr(turn, each) / getattr(turn, seconds) for turn in turns]
+            yield title, contender, f"{turns[0].members:,} times {rival}", ratios, "times", least

@@ -1,10 +1,8 @@
 """The switch: `kohort.install()` lets every `model.fit` of the process run as `kohort.fit` does.
 
-In comes nothing; out goes `keras.Model.fit` replaced, and nothing else: models stay Keras's own, so that saving,
-pickling, `isinstance` and subclassing do. The room exists so that a script or notebook gets the compiled fit by one
-line. It is the only one that touches `keras.Model`. It leaves `evaluate` and `predict` alone: compiled over all batches
-they give the same bits 5 to 30 times faster, but must compile for each number of rows, which pays after some 80 calls
-on 400 rows or 5 on 10,000.
+In comes nothing; out go `keras.Model.fit`, `evaluate` and `predict` replaced, and nothing else: models stay Keras's
+own, so that saving, pickling, `isinstance` and subclassing do. The room exists so that a script or notebook gets the
+compiled fit by one line. It is the only one that touches `keras.Model`.
 """
 
 import functools
@@ -26,6 +24,7 @@ from kohort.fit import (
     train,
     why_fall_back,
 )
+from kohort.passes import TO_KERAS, evaluated, predicted
 from kohort.report import KERAS, PARTED, VERIFIED, recorded
 from kohort.shapes import shapes_of
 from kohort.verify import both_ways, why_not_twice
@@ -88,7 +87,9 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
     """Lets every `model.fit` run compiled that can; whatever else is asked of Keras, Keras does.
 
     Each fit leaves what Keras leaves. One that cannot run compiled, or that `kohort.fit` would refuse, runs through
-    Keras, and a `FallBackWarning` says why. Installed again, kohort takes the new flags.
+    Keras, and a `FallBackWarning` says why. `evaluate` and `predict` on arrays, silent and without callbacks, run
+    as one program from that call on with which some 5,000 batches of such data have been asked: before, to
+    compile it would take longer than it gains. Installed again, kohort takes the new flags.
 
     Args:
         strict: Whether a fit that cannot run compiled is an error, a `kohort.FallBackError`, and not run at all.
@@ -149,26 +150,29 @@ def _switch(settings: Settings | None) -> None:
     global _settings
     if settings is not None:
         _put()
-    elif vars(keras.Model).get("fit") in replaced:
-        del keras.Model.fit
-        replaced.clear()
-    # Where somebody else has wrapped our function meanwhile, it stays and hands everything to Keras.
+    else:
+        # Where somebody else has wrapped our function meanwhile, it stays and hands everything to Keras.
+        for name in MAKERS:
+            if replaced.pop(vars(keras.Model).get(name, TO_KERAS), None):
+                delattr(keras.Model, name)
     _settings = settings
 
 
 def _put() -> None:
-    """Puts our `fit` into `keras.Model`, which inherits Keras's from the trainer of its backend."""
+    """Puts our methods into `keras.Model`, which inherits Keras's from the trainer of its backend."""
     if replaced:
         return
-    if "fit" in vars(keras.Model):
-        raise RuntimeError(
-            "`keras.Model.fit` must be Keras's own when kohort is installed. "
-            f"Received: one of {keras.Model.fit.__module__}. Install kohort first, and the other on top of it."
-        )
-    original = keras.Model.fit
-    ours = _compiling(original)
-    replaced[ours] = original
-    keras.Model.fit = ours
+    for name in MAKERS:
+        if name in vars(keras.Model):
+            raise RuntimeError(
+                f"`keras.Model.{name}` must be Keras's own when kohort is installed. Received: one of "
+                f"{getattr(keras.Model, name).__module__}. Install kohort first, and the other on top of it."
+            )
+    for name, make in MAKERS.items():
+        original = getattr(keras.Model, name)
+        ours = make(original)
+        replaced[ours] = original
+        setattr(keras.Model, name, ours)
 
 
 def _compiling(keras_fit: Callable) -> Callable:
@@ -199,6 +203,32 @@ def _compiling(keras_fit: Callable) -> Callable:
             return by_keras()
 
     return fit
+
+
+def _in_one_pass(compiled: Callable) -> Callable[[Callable], Callable]:
+    """Returns what makes the method that stands in the place of Keras's `evaluate` or `predict`."""
+
+    def made(by_keras: Callable) -> Callable:
+        @functools.wraps(by_keras)
+        def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
+            result = TO_KERAS
+            # `verify` compares fits, and a call that Python refuses is refused by Keras.
+            if _settings is not None and not _settings.verify and _takes(compiled, self, args, kwargs):
+                result = compiled(self, *args, **kwargs)
+            return by_keras(self, *args, **kwargs) if result is TO_KERAS else result
+
+        return method
+
+    return made
+
+
+def _takes(function: Callable, *call: Any) -> bool:
+    model, args, kwargs = call
+    try:
+        inspect.signature(function).bind(model, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _run_both_ways(model: keras.Model, request: Request, by_keras: Callable) -> keras.callbacks.History:
@@ -252,3 +282,7 @@ def _refusal(check: Callable, *arguments: Any) -> str | None:
     except (TypeError, ValueError) as refused:
         return f"`kohort.fit` would refuse it: {str(refused).split('. Received:')[0]}"
     return None
+
+
+# What `kohort.install` replaces in `keras.Model`, with what makes ours of Keras's.
+MAKERS = {"fit": _compiling, "evaluate": _in_one_pass(evaluated), "predict": _in_one_pass(predicted)}

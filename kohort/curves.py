@@ -43,12 +43,12 @@ class Curves:
         ran: Int[np.ndarray, " member"],
         validates: np.ndarray | None,
     ) -> None:
-        """Takes the logs of some members, each an array (member, epoch, ...).
+        """Takes the logs of some members, each an array (epoch, member, ...).
 
         Args:
             members: Their numbers.
             epochs: The numbers of the epochs.
-            logs: Those of the training and of the validation; they may hold more members and epochs.
+            logs: Those of the training and of the validation; they may hold more epochs and members.
             ran: How many of these epochs each has run: there is NaN from there on.
             validates: Which epochs validated, (epoch,); None: all.
         """
@@ -56,9 +56,9 @@ class Curves:
         rows: Any = members if (np.diff(members) != 1).any() else slice(members[0], members[-1] + 1)
         for part, prefix in zip(logs, ("", "val_"), strict=True):
             for name, values in part.items():
-                own = np.asarray(values)[: len(members), :count]
+                own = np.asarray(values)[:count, : len(members)]
                 kept = self._array(prefix + name, own)[self._places(epochs)]
-                kept[:, rows] = own.swapaxes(0, 1)
+                kept[:, rows] = own
                 for number, its_epochs in zip(members[ran < count], ran[ran < count], strict=True):
                     kept[its_epochs:, number] = np.nan
                 if prefix and validates is not None:

@@ -52,8 +52,14 @@ def _shuffled(generator: Any, rows: int, count: int) -> np.ndarray:
     bits: Any = np.random.get_bit_generator() if generator is np.random else _bits_of(generator)  # type: ignore[attr-defined]
     if bits is None or not _shuffles_alike():
         return np.array([generator.permutation(rows) for _ in range(count)], np.min_scalar_type(rows))
-    drawn = np.tile(np.arange(rows), (count, 1))
+    drawn = np.empty((count, rows), int)
+    drawn[:] = _counted(rows)
     return np.random.Generator(bits).permuted(drawn, axis=1, out=drawn).astype(np.min_scalar_type(rows))
+
+
+@functools.lru_cache(maxsize=8)
+def _counted(rows: int) -> np.ndarray:
+    return np.arange(rows)
 
 
 @functools.cache
@@ -156,12 +162,13 @@ class MemberGenerators:
         """Returns the generators of which `kept` told all this."""
         return cls(seeds)._with(states, owed)
 
-    @contextmanager
-    def of(self, member: int, states: UInt32[np.ndarray, "member 625"]) -> Iterator[np.random.RandomState]:
-        """Gives the generator of a member; where it is left goes into `states[member]`."""
-        states[member] = self.states[member]
-        with _generator(states[member]) as generator:
+    def each(self, members: Sequence[int], states: UInt32[np.ndarray, "member 625"]) -> Iterator[np.random.RandomState]:
+        """Gives the generators of some members, one after the other; where each is left goes into `states`."""
+        own, (generator, memory) = self.states, _generator_with_memory()
+        for member in members:
+            memory[:] = own[member]
             yield generator
+            states[member] = memory
 
 
 @contextmanager

@@ -32,10 +32,11 @@ from keras.src.trainers.data_adapters import (
     is_tf_dataset,
     is_torch_dataloader,
 )
-from keras.src.utils import io_utils
+from keras.src.utils import io_utils, python_utils
 
 from kohort.engine import Functions, State
 from kohort.rounding import op_by_op
+from kohort.structures import holds_number
 
 SEEN_WITH = "3.15.1"
 
@@ -250,6 +251,12 @@ def write_state(model: keras.Model, state: State) -> None:
             variable.assign(value)
 
 
+def evaluation(model: keras.Model, logs: dict, as_dict: bool) -> Any:
+    """Returns what `model.evaluate` makes of the logs of a pass: numbers by name, a list of them, or the only one."""
+    numbers = python_utils.pythonify_logs(logs)
+    return numbers if as_dict else model._flatten_metrics_in_order(numbers)
+
+
 def variables_of(model: keras.Model) -> State:
     """Returns the variables whose values are the state."""
     optimizer = model.optimizer
@@ -380,12 +387,10 @@ def learning_rate(model: keras.Model) -> float | None:
 
 def metric_direction(model: keras.Model, name: str) -> str | None:
     """Returns "up" or "down", the way in which the metric of that name gets better, or None when Keras does not say."""
-    name = name.removeprefix("val_")
-    losses = {"loss", *(m.name for m in model._compile_loss.metrics)} if model._compile_loss else {"loss"}
-    if name in losses:
+    name, loss, metrics = name.removeprefix("val_"), model._compile_loss, model._compile_metrics
+    if name in {"loss", *(m.name for m in (loss.metrics if loss else []))}:
         return "down"
-    metrics = model._compile_metrics.metrics if model._compile_metrics else []
-    return next((getattr(m, "_direction", None) for m in metrics if m.name == name), None)
+    return next((getattr(m, "_direction", None) for m in (metrics.metrics if metrics else []) if m.name == name), None)
 
 
 # --- clones and seeds -------------------------------------------------------------------------------------------------
@@ -452,13 +457,9 @@ def clone(model: keras.Model) -> keras.Model:
 
 def fixed_seed_layers(model: keras.Model) -> list[str]:
     """Returns the names of the layers that hold a seed of their own, which a clone keeps."""
-    return [layer.name for layer in model._flatten_layers(include_self=False) if _holds_seed(layer.get_config())]
-
-
-def _holds_seed(config: Any) -> bool:
-    if isinstance(config, dict):
-        return isinstance(config.get("seed"), int) or any(map(_holds_seed, config.values()))
-    return isinstance(config, list | tuple) and any(map(_holds_seed, config))
+    return [
+        layer.name for layer in model._flatten_layers(include_self=False) if holds_number(layer.get_config(), "seed")
+    ]
 
 
 def without_configuration(model: keras.Model) -> list[Any]:

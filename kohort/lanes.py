@@ -38,9 +38,34 @@ class Packing(NamedTuple):
     blocks: int
     width: int
 
-    def turns(self, cores: int) -> int:
-        """Returns how often a core takes a block in a round."""
-        return -(-self.blocks // cores)
+    def turns(self, cores: int) -> float:
+        """Returns how often a core takes a block in a round, if it is long enough for `parts` to halve some."""
+        return self.blocks / cores if _may_halve(self.blocks, cores) else float(-(-self.blocks // cores))
+
+
+# A call of one epoch ends at an interrupt without a result.
+FEWEST_EPOCHS_TO_HALVE = 4
+
+
+def parts(blocks: int, epochs: range, cores: int) -> list[tuple[int, range]]:
+    """Returns the numbers of blocks, in the order in which cores take them, each with the epochs that it then runs.
+
+    Where a few blocks would be left for the last turn and most cores idle, each of these is halved: one half of its
+    epochs comes first of all, the other last of all.
+
+    Args:
+        blocks: How many there are.
+        epochs: Of the round.
+        cores: How many blocks are trained at once.
+    """
+    odd = blocks % cores if _may_halve(blocks, cores) and len(epochs) >= FEWEST_EPOCHS_TO_HALVE else 0
+    half = len(epochs) // 2
+    first, last = ([(block, part) for block in range(odd)] for part in (epochs[:half], epochs[half:]))
+    return [*first, *((block, epochs) for block in range(odd, blocks)), *last]
+
+
+def _may_halve(blocks: int, cores: int) -> bool:
+    return blocks > cores and 2 * (blocks % cores) <= cores
 
 
 class Lanes:
@@ -76,6 +101,10 @@ class Lanes:
             self.goes_on[own] = np.atleast_1d(course.goes_on)[: block.own]
             self.epochs[own] = np.atleast_1d(course.epochs)[: block.own]
         return self.epochs - before
+
+    def ran(self, block: Block, carry: tuple[State, Course]) -> Int[np.ndarray, " lane"]:
+        """Returns how many epochs the members of a block, without padding, have run in the round that made this."""
+        return np.atleast_1d(carry[1].epochs)[: block.own] - self.epochs[block.members[: block.own]]
 
     def without_lane(self) -> Int[np.ndarray, " member"]:
         """Returns the numbers of the members that have none any more."""

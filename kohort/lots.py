@@ -4,8 +4,7 @@ In come a fit's data, folds and callbacks; out come lots, each with a program, a
 orders, weights, learning rates. The room exists because members of one fit may differ in how many rows they train on.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +88,7 @@ class Lot:
         # A plain order is drawn anew each epoch; Keras's own iterator also remembers where in the data it is.
         count, rows = 1 if ahead.is_plain else len(self.members), training or self.data.training.rows
         self._orders = [BatchOrder(rows, ahead.recipe, ahead.steps_per_execution) for _ in range(count)]
+        self._rooms: list[np.ndarray] = []  # for row numbers, which no call reads any more: new memory costs time
 
     def program(self, mapping: str | None) -> Any:
         """Returns the training program with the members mapped so; None: each by itself."""
@@ -97,13 +97,12 @@ class Lot:
             return programs.guided(*cuts, self.guide.rules, mapping=mapping, own=self._own)
         return programs.epochs(*cuts, mapping=mapping, own=self._own)
 
-    @contextmanager
-    def _generator(self, generators: MemberGenerators, number: int, states: np.ndarray) -> Iterator[Any]:
-        """Gives the member's generator; where Keras's iterator draws the order, it stands in for `np.random`."""
-        with generators.of(int(self.members[number]), states) as generator:
+    def _generators(self, generators: MemberGenerators, numbers: Sequence[int], states: np.ndarray) -> Iterator[Any]:
+        """Gives the members' generators; where Keras's iterator draws the order, each stands in for `np.random`."""
+        for generator in generators.each(self.members[numbers].tolist(), states):
             if self.ahead.is_plain:
                 yield generator
-                return
+                continue
             with preserved_generators():
                 np.random.set_state(generator.get_state())
                 yield np.random
@@ -114,9 +113,9 @@ class Lot:
 
     def read_a_batch(self, generators: MemberGenerators) -> None:
         """Draws what Keras draws to build losses and metrics."""
-        for number in range(len(self.members)):
-            with self._generator(generators, number, generators.states) as generator:
-                self._order(number).read_a_batch(generator)
+        numbers = range(len(self.members))
+        for number, generator in zip(numbers, self._generators(generators, numbers, generators.states), strict=True):
+            self._order(number).read_a_batch(generator)
 
     def schedule(
         self, block: Block, goes_on: np.ndarray, count: int, before: MemberGenerators, after: MemberGenerators
@@ -125,10 +124,11 @@ class Lot:
         if not self.ahead.is_order_seen:
             return Schedule()
         schedules, rows = [], self._room(len(block.members))
-        for number, its_rows in zip(block.members[: block.own].tolist(), rows, strict=False):
-            if goes_on[number]:
-                with self._generator(before, number, after.states) as generator:
-                    schedules.append(self._draw(number, count, generator, its_rows))
+        lanes = np.flatnonzero(goes_on[block.members[: block.own]])
+        numbers = block.members[lanes].tolist()
+        each = self._generators(before, numbers, after.states)
+        for number, generator, its_rows in zip(numbers, each, map(rows.__getitem__, lanes), strict=True):
+            schedules.append(self._draw(number, count, generator, its_rows))
         rows[block.own :, :count] = rows[block.own - 1, :count]
         first = schedules[0]
         rows = first.rows if first.rows is None or self.ahead.exact else rows
@@ -157,7 +157,18 @@ class Lot:
         return validation_epochs(self.data, self.ahead.recipe, epochs, self.capacity)
 
     def _room(self, members: int) -> np.ndarray:
-        return engine.room((members, self.capacity, self._orders[0].cut.rows), self.ahead.row_type)
+        shape = members, self.capacity, self._orders[0].cut.rows
+        try:
+            room = self._rooms.pop()  # or another thread was faster
+        except IndexError:
+            room = np.empty(0)
+        return room if room.shape == shape else engine.room(shape, self.ahead.row_type)
+
+    def take_back(self, schedule: Schedule) -> None:
+        """Takes the room of a schedule whose call has ended."""
+        if schedule.rows is not None:
+            rows = np.asarray(schedule.rows)
+            self._rooms.append(rows[None] if self.ahead.exact else rows)
 
     def _draw(self, number: int, count: int, generator: Any, room: np.ndarray) -> Schedule:
         """Draws the batch orders of a member, as numbers of rows of the data that all members share."""
@@ -175,14 +186,17 @@ class Lot:
         rows = rows.astype(self.ahead.row_type)
         return rows[0] if self.ahead.exact else rows
 
-    def draw_again(self, before: MemberGenerators, after: MemberGenerators, ran: np.ndarray, count: int) -> None:
-        """Puts back what was drawn for epochs, of `count`, that a member has not run."""
+    def draw_again(
+        self, block: Block, before: MemberGenerators, after: MemberGenerators, ran: np.ndarray, count: int
+    ) -> None:
+        """Puts back what was drawn for epochs, of `count`, that members of a block, who `ran` others, have not run."""
         room = self._orders[0].room(self.capacity) if self._orders[0].carries_rows else None
-        for number in np.flatnonzero(ran[self.members] < count).tolist():
-            epochs = int(ran[self.members[number]])
-            with self._generator(before, number, after.states) as generator:
-                if epochs:  # entering alone has put back what the round drew
-                    self._order(number).draw(epochs, self.capacity, generator, room)
+        short = np.flatnonzero(ran < count)
+        numbers = block.members[short].tolist()
+        each = self._generators(before, numbers, after.states)
+        for number, generator, epochs in zip(numbers, each, ran[short].tolist(), strict=True):
+            if epochs:  # being given its generator alone has put back what the round drew
+                self._order(number).draw(epochs, self.capacity, generator, room)
 
     def arguments(self, block: Block, schedule: Schedule, epochs: range, rates: Any) -> tuple:
         """Returns what a call of the program takes."""

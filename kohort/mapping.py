@@ -53,7 +53,7 @@ class Form(NamedTuple):
 
 
 def of_block(make: Make, functions: Functions, mapping: str, own: tuple = (None, None)) -> Callable:
-    """Returns the program of a block of members.
+    """Returns the program of a block of members: what it carries on has a leading axis member, its logs a second one.
 
     Args:
         make: Makes the program of one: `run(carry, samples, validation, schedule, count, *guidance)`.
@@ -69,8 +69,10 @@ def of_block(make: Make, functions: Functions, mapping: str, own: tuple = (None,
         axes = (0, *own, OWN_SCHEDULE, None, *(OWN_GUIDANCE for _ in guidance))
         args = carry, samples, validation, schedule, count, *guidance
         if mapping == "loop":
-            return _looped(make(functions, lax.cond), axes)(*args)
-        return jax.vmap(make(functions, both), in_axes=axes)(*args)
+            trained, logs = _looped(make(functions, lax.cond), axes)(*args)
+        else:
+            trained, logs = jax.vmap(make(functions, both), in_axes=axes)(*args)
+        return trained, jax.tree.map(lambda log: jnp.swapaxes(log, 0, 1), logs)
 
     return run
 
@@ -103,13 +105,34 @@ def _abreast(make: Make, functions: Functions) -> Callable:
             reset_metrics=lifted(functions.reset_metrics, -1),
             results=lifted(functions.results, -1, -1),
         )
-        schedule = schedule._replace(rows=_last(schedule.rows), validation_rows=_last(schedule.validation_rows))
+        rows: Any = None if schedule.rows is None else EpochRows(schedule.rows)
+        schedule = schedule._replace(rows=rows, validation_rows=_last(schedule.validation_rows))
         told = [guided._replace(rates=_last(guided.rates)) for guided in guidance]
         program = make(of_all, both)
-        trained = program(_last(carry), samples, validation, schedule, count, *told)
-        return jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), trained)
+        trained, logs = program(_last(carry), samples, validation, schedule, count, *told)
+        return _moved(trained, to=0), _moved(logs, to=1)
 
     return run
+
+
+class EpochRows:
+    """Row numbers (member, epoch, row) of which an epoch's are read as (row, member).
+
+    To move the member axis of all of them takes as long as a few epochs: a call has room for many that it does not run.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        """Moves nothing yet."""
+        self._rows = rows
+
+    def __getitem__(self, epoch: Any) -> Any:
+        """Returns the row numbers of an epoch."""
+        return _last(self._rows[:, epoch])
+
+
+def _moved(arrays: Any, to: int) -> Any:
+    """Moves the last axis, member, to that place."""
+    return jax.tree.map(lambda a: jnp.moveaxis(a, -1, to), arrays)
 
 
 def _last(arrays: Any) -> Any:

@@ -82,9 +82,10 @@ class Members:
         return [b for i, (kind, lot) in enumerate(self._lots) for b in cut_into_blocks(lot, kind, i, widths[kind])]
 
     def _take(self, wide_blocks: list[Block]) -> None:
-        self.wide_blocks = wide_blocks
-        singles = {m: block._replace(members=(m,), width=1) for block in wide_blocks for m in block.members}
-        self.blocks = [singles[member] for member in sorted(singles)] if self.exact else wide_blocks
+        self.wide_blocks = self.blocks = wide_blocks
+        if self.exact:
+            singles = {m: block._replace(members=(m,), width=1) for block in wide_blocks for m in block.members}
+            self.blocks = [singles[member] for member in sorted(singles)]
         self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
 
     def cut_anew(self, widths: list[int], states: list[State] | None = None) -> list[State] | None:

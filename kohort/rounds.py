@@ -21,7 +21,7 @@ from kohort.engine import Pace, State
 from kohort.folds import Shares
 from kohort.generators import MemberGenerators
 from kohort.history import CohortHistory
-from kohort.lanes import Block, Lanes, Packing, widths
+from kohort.lanes import Block, Lanes, Packing, parts, widths
 from kohort.lots import Ahead, Lot
 from kohort.members import Members, Trained, cores
 from kohort.programs import shapes_of
@@ -60,6 +60,7 @@ class Rounds:
         self._widths, self._callbacks = [choice.width for choice in self.choices], callbacks
         members.cut_anew(self._widths)
         self.lots = self._lots(callbacks)
+        self._calm_rounds = 0  # the last ones, in which next to nobody has stopped
         self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
         self.progress = Progress(recipe.epochs, verbose)
         self.curves = Curves(members.seeds, range(recipe.initial_epoch, recipe.epochs))
@@ -213,7 +214,8 @@ class Rounds:
         count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
         if may_stop:
             share = (self.recipe.epochs - self.recipe.initial_epoch) // MOST_STOPPING_ROUNDS
-            count = min(count, max(share, self.pace.epochs(remaining, self.capacity, STOPPING_ROUND_SECONDS)))
+            seconds = min(ROUND_SECONDS, STOPPING_ROUND_SECONDS * 2 ** max(0, self._calm_rounds - 1))
+            count = min(count, max(share, self.pace.epochs(remaining, self.capacity, seconds)))
         # Many blocks cost time by themselves: a second epoch tells it apart, unless an epoch is long in any case.
         share = self.pace.seconds_per_epoch
         return min(2, remaining, self.capacity) if count == 1 and share and share < 5 * ROUND_SECONDS else count
@@ -227,17 +229,31 @@ class Rounds:
     ) -> Trained | None:
         """Advances every block by the same epochs; returns None if a round of one epoch was interrupted."""
         start, blocks = time.perf_counter(), self._blocks()
-        drawn = trained.generators.like() if self.ahead.is_order_seen else trained.generators
+        drawn = trained.generators
+        if self.ahead.is_order_seen:
+            drawn = trained.generators.like()
+            drawn.states[~self.goes_on] = trained.generators.states[~self.goes_on]  # who has stopped draws nothing
+        rates = self._rates(epochs, interrupt)
 
-        def advance(placed: tuple[int, Block], rates: Any) -> Any:
-            return self._advance(*placed, trained.generators, drawn, epochs, rates, interrupt)
+        def advance(place: int, part: range, before: concurrent.futures.Future | None = None) -> Any:
+            number, block = blocks[place]
+            if before is not None:
+                block = block._replace(carry=before.result())
+            from_here = trained.generators if part.start == epochs.start else drawn
+            carry = self._advance(number, block, from_here, drawn, part, rates[place], interrupt)
+            if carry is not None and part.stop == epochs.stop and self.ahead.is_order_seen:
+                ran = self.lanes[number].ran(block, carry)
+                self.lots[number].draw_again(block, trained.generators, drawn, ran, len(epochs))
+            return carry
 
         # Blocks take turns where Keras's iterator draws from the one global generator, and in the first round, which
         # traces the network: tracing leaves notes on it.
         first_calls = [self._first_call(lot, len(block.members)) for lot, block in blocks]
         untraced = {id(call): call for call in first_calls if call.seconds_per_epoch is None}
-        each = executor.map if not untraced and self.ahead.is_plain else map
-        carries = list(each(advance, blocks, self._rates(epochs, interrupt)))
+        if untraced or not self.ahead.is_plain:
+            carries = [advance(place, epochs) for place in range(len(blocks))]
+        else:
+            carries = self._side_by_side(advance, len(blocks), epochs, executor)
         if any(carry is None for carry in carries):
             return None
         seconds = time.perf_counter() - start
@@ -248,6 +264,21 @@ class Rounds:
         further = self._taken(trained, epochs, carries, drawn)
         self._make_room(self.recipe.epochs - epochs.stop)
         return further
+
+    def _side_by_side(
+        self, advance: Callable, blocks: int, epochs: range, executor: concurrent.futures.Executor
+    ) -> list:
+        """Advances the blocks on all cores; returns what each carries on."""
+        last: dict[int, concurrent.futures.Future] = {}
+        # Learning rates that are told begin with those of the round's first epoch.
+        order = parts(blocks, epochs, 1 if self.guide.schedulers else cores())
+        try:
+            for place, part in order:
+                last[place] = executor.submit(advance, place, part, last.get(place))
+            return [last[place].result() for place in range(blocks)]
+        finally:
+            for future in last.values():
+                future.cancel()  # those that wait, where another has failed
 
     def _advance(
         self,
@@ -260,17 +291,18 @@ class Rounds:
         interrupt: Interrupt,
     ) -> Any:
         """Trains a block; its logs go into the curves, what is carried on comes back."""
-        lot, lanes = self.lots[number], self.lanes[number]
+        lot, lanes, own = self.lots[number], self.lanes[number], block.members[: block.own]
+        begun = np.array(np.atleast_1d(block.carry[1].epochs)[: block.own])
         schedule = lot.schedule(block, lanes.goes_on, len(epochs), before, drawn)
         validates = lot.validates(epochs)
         arguments = lot.arguments(block, schedule._replace(validates=validates), epochs, rates)
         result = lot.call(self._choice(lot).mapping, block, arguments, interrupt)
         if result is None:
-            return None
+            return None  # the call may still read its schedule
+        lot.take_back(schedule)
         carry, logs = result
-        own = block.members[: block.own]
-        ran = np.atleast_1d(carry[1].epochs)[: block.own] - lanes.epochs[own]
-        logs = logs if lanes.is_stacked else jax.tree.map(lambda log: log[None], logs)
+        ran = np.atleast_1d(carry[1].epochs)[: block.own] - begun
+        logs = logs if lanes.is_stacked else jax.tree.map(lambda log: log[:, None], logs)
         self.curves.put(lot.members[own], epochs, logs, ran, validates)
         return carry
 
@@ -279,22 +311,16 @@ class Rounds:
         rest = iter(carries)
         for lot, lanes in zip(self.lots, self.lanes, strict=True):
             self.curves.skip(lot.members[lanes.without_lane()], epochs)
+        going = self.goes_on.sum()
         ran = self._joined([lanes.advance([next(rest) for _ in lanes.blocks]) for lanes in self.lanes])
+        is_calm = self.goes_on.sum() > (1 - LEAST_SAVING) * going
+        self._calm_rounds = self._calm_rounds + 1 if is_calm else 0
         stopped_epoch = np.where(~self.goes_on & (ran > 0), epochs.start + ran - 1, trained.history.stopped_epoch)
         history = self.curves.history(epochs.start + int(ran.max()), stopped_epoch)
-        generators = self._generators_after(trained.generators, drawn, len(epochs), ran)
-        return Trained(self._in_blocks(lambda lot, state, course: state), generators, history)
-
-    def _generators_after(
-        self, before: MemberGenerators, drawn: MemberGenerators, count: int, ran: np.ndarray
-    ) -> MemberGenerators:
-        """Returns the generators after a round, in which each member `ran` of `count` epochs and drew no more."""
-        is_short = ran < count
         if not self.ahead.is_order_seen:
-            return drawn.owing(self.ahead.data.cut.rows, ran if is_short.any() else count)
-        for lot in self.lots if is_short.any() else []:
-            lot.draw_again(before, drawn, ran, count)
-        return drawn
+            is_short = (ran < len(epochs)).any()
+            drawn = drawn.owing(self.ahead.data.cut.rows, ran if is_short else len(epochs))
+        return Trained(self._in_blocks(lambda lot, state, course: state), drawn, history)
 
     def _rates(self, epochs: range, interrupt: Interrupt) -> list:
         """Returns the learning rates (lane, epoch) that schedules set in each block; None where there are none."""

@@ -52,6 +52,11 @@ class Shapes:
             return None
         return "its data have another shape than those before, and to compile for a few steps would take longer"
 
+    def pays(self, shape: tuple, steps: int) -> bool:
+        """Says whether so many steps were asked on a shape, with these, that to compile for it will have paid."""
+        self._steps[shape] = self._steps.get(shape, 0) + steps
+        return self._steps[shape] >= STEPS_OF_A_COMPILATION
+
 
 _shapes: "weakref.WeakKeyDictionary[keras.Model, Shapes]" = weakref.WeakKeyDictionary()
 

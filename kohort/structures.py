@@ -48,3 +48,10 @@ def filled(skeleton: Any, array: Callable[[Any], Any]) -> Any:
     if kind == "dict":
         return {key: filled(part, array) for key, part in parts}
     return (tuple if kind == "tuple" else list)(filled(part, array) for part in parts)
+
+
+def holds_number(structure: Any, name: str) -> bool:
+    """Says whether a dict in a structure of dicts, lists and tuples has a whole number under this name."""
+    if isinstance(structure, dict):
+        return isinstance(structure.get(name), int) or any(holds_number(part, name) for part in structure.values())
+    return isinstance(structure, list | tuple) and any(holds_number(part, name) for part in structure)

@@ -5,6 +5,7 @@ and plain Keras models to put a member's state into. The room exists because tra
 model, not once per cohort.
 """
 
+import functools
 import random
 import threading
 import weakref
@@ -129,10 +130,7 @@ class Template:
             seeds: The seed of each member.
             values: Path of each varied number to its values, (member,).
         """
-        draws = np.zeros((len(seeds), self.draws), np.uint32)
-        for row, seed in zip(draws, seeds, strict=True):
-            generator = random.Random(seed)
-            row[:] = [keras_internals.default_seed(generator) for _ in range(self.draws)]
+        draws = np.array([_drawn(seed, self.draws) for seed in seeds], np.uint32)
         with preserved_generators():
             state = self._initial(draws)
         metrics = keras_internals.read_state(self.network).metrics_variables
@@ -153,6 +151,13 @@ class Template:
         keras_internals.build_like(network, self._built_with)
         keras_internals.write_state(network, state)
         return network
+
+
+@functools.lru_cache(maxsize=2**14)  # the trials of a study begin from the same seeds
+def _drawn(seed: int, count: int) -> tuple[int, ...]:
+    """Returns the default seeds that Keras draws, so many, after `keras.utils.set_random_seed(seed)`."""
+    generator = random.Random(seed)
+    return tuple(keras_internals.default_seed(generator) for _ in range(count))
 
 
 def _form(batch: Any) -> tuple:

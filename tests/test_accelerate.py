@@ -166,25 +166,25 @@ def test_a_fit_that_calls_its_parents():
     assert differences(theirs, ours) == []
 
 
-def test_it_changes_fit_and_nothing_else():
+METHODS = ("fit", "evaluate", "predict")
+
+
+def test_it_changes_three_methods_and_nothing_else():
     def attributes():
         kinds = (keras.Model, keras.Sequential, *keras.Model.__mro__[1:], keras.callbacks.CallbackList)
         return [dict(vars(kind)) for kind in kinds]
 
-    before, keras_own = attributes(), keras.Model.fit
+    before, keras_own = attributes(), [getattr(keras.Model, name) for name in METHODS]
     with kohort.install():
-        during, ours = attributes(), keras.Model.fit
-        assert ours is not keras_own
-        assert (ours.__name__, ours.__qualname__, ours.__module__, ours.__doc__) == (
-            keras_own.__name__,
-            keras_own.__qualname__,
-            keras_own.__module__,
-            keras_own.__doc__,
-        )
-        assert inspect.signature(ours) == inspect.signature(keras_own)
-    assert during[0].pop("fit") is ours
+        during, own = attributes(), [getattr(keras.Model, name) for name in METHODS]
+        for ours, original in zip(own, keras_own, strict=True):
+            assert ours is not original
+            for what in ("__name__", "__qualname__", "__module__", "__doc__"):
+                assert getattr(ours, what) == getattr(original, what)
+            assert inspect.signature(ours) == inspect.signature(original)
+    assert [during[0].pop(name) for name in METHODS] == own
     assert during == before == attributes()
-    assert keras.Model.fit is keras_own
+    assert [getattr(keras.Model, name) for name in METHODS] == keras_own
 
 
 @keras.saving.register_keras_serializable("test_accelerate")

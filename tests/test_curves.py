@@ -13,7 +13,7 @@ EVERY = range(5, 9)
 
 
 def logs(members, epochs, first=0.0):
-    values = first + np.arange(members * epochs, dtype="float32").reshape(members, epochs)
+    values = first + np.arange(members * epochs, dtype="float32").reshape(members, epochs).T
     return {"loss": values}, {"loss": -values}
 
 

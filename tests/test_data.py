@@ -109,7 +109,7 @@ def test_member_generators_begin_as_numpys():
     generators = MemberGenerators(SEEDS)
     for member, seed in enumerate(SEEDS):
         np.random.seed(seed)
-        with generators.of(member, generators.states) as generator:
+        for generator in generators.each([member], generators.states):
             np.testing.assert_array_equal(generator.permutation(50), np.random.permutation(50))
             assert generator.randint(1000) == np.random.randint(1000)
 
@@ -119,7 +119,7 @@ def test_member_generators_go_on_where_they_were_left():
     theirs = [np.random.RandomState(seed) for seed in SEEDS]
     for draws in (3, 700, 1):  # 624 words make the generator turn
         for member, their in enumerate(theirs):
-            with generators.of(member, generators.states) as generator:
+            for generator in generators.each([member], generators.states):
                 np.testing.assert_array_equal(generator.randint(2**31, size=draws), their.randint(2**31, size=draws))
 
 
@@ -127,19 +127,19 @@ def test_member_generators_are_left_only_where_asked():
     generators = MemberGenerators([5, 6])
     before = generators.states.copy()
     others = generators.like()
-    with generators.of(1, others.states) as generator:
+    for generator in generators.each([1], others.states):
         first = generator.permutation(9)
 
     np.testing.assert_array_equal(generators.states, before)
     assert (others.states[1] != before[1]).any()
-    with generators.of(1, others.states) as generator:
+    for generator in generators.each([1], others.states):
         np.testing.assert_array_equal(generator.permutation(9), first)
 
 
 def test_member_generators_leave_the_global_one_alone():
     before = np.random.get_state()
     generators = MemberGenerators([5])
-    with generators.of(0, generators.states) as generator:
+    for generator in generators.each([0], generators.states):
         generator.permutation(9)
 
     assert differences(before, np.random.get_state()) == []
@@ -161,7 +161,7 @@ def test_member_generators_in_threads_do_not_mix():
     generators = MemberGenerators(range(64))
 
     def draw(member):
-        with generators.of(member, generators.states) as generator:
+        for generator in generators.each([member], generators.states):
             return [generator.permutation(200) for _ in range(20)]
 
     with concurrent.futures.ThreadPoolExecutor(8) as executor:

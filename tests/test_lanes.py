@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kohort.engine import State
-from kohort.lanes import Lanes, Packing, widths
+from kohort.lanes import Lanes, Packing, parts, widths
 
 
 def state(members):
@@ -84,4 +84,19 @@ def test_widths_are_few(width, expected):
 
 
 def test_turns_of_the_cores():
-    assert [Packing(blocks, 8).turns(2) for blocks in (1, 2, 3, 4)] == [1, 1, 2, 2]
+    assert [Packing(blocks, 8).turns(2) for blocks in (1, 2, 3, 4)] == [1, 1, 1.5, 2]
+    assert [Packing(blocks, 8).turns(4) for blocks in (5, 6, 7, 8)] == [1.25, 1.5, 2, 2]
+
+
+@pytest.mark.parametrize(("blocks", "cores"), [(1, 1), (1, 2), (3, 2), (8, 2), (9, 2), (6, 4), (7, 4), (3, 4)])
+def test_all_epochs_of_all_blocks_are_run_in_their_order(blocks, cores):
+    for epochs in (range(7, 8), range(3), range(5, 18)):
+        order = parts(blocks, epochs, cores)
+        for block in range(blocks):
+            assert [e for place, part in order if place == block for e in part] == list(epochs)
+
+
+def test_the_block_that_would_be_left_is_halved():
+    order = parts(3, range(10, 20), 2)
+    assert order == [(0, range(10, 15)), (1, range(10, 20)), (2, range(10, 20)), (0, range(15, 20))]
+    assert parts(3, range(3), 2) == [(block, range(3)) for block in range(3)]  # an interrupt would lose them

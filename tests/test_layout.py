@@ -55,6 +55,7 @@ ROOMS = [
     "fit",
     "verify",
     "shapes",
+    "passes",
     "roster",
     "folds",
     "number",

@@ -10,7 +10,7 @@ from oracle import by_keras, differences
 from test_wrong_input import refused
 
 import kohort
-from kohort import rounds
+from kohort import lanes, mapping, rounds
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(43, 2)).astype("float32")
@@ -175,3 +175,24 @@ def test_what_needs_seeds_that_name_members(swept, tmp_path):
     folded.fit(X, Y, verbose=0, folds=2)
     with refused(ValueError, r"`cohort\.save` .* Received: members that differ by 'fold', too", folded):
         folded.save(tmp_path / "folded.kohort")
+
+
+@pytest.mark.parametrize("make", [stops, list, scheduled])
+def test_a_block_that_is_halved_trains_as_one_that_is_not(make, monkeypatch):
+    monkeypatch.setattr(mapping.Form, "width", 8)
+    monkeypatch.setattr("kohort.members.cores", lambda: 1)  # three blocks, which two cores share
+    orders = []
+    monkeypatch.setattr(rounds, "parts", lambda *given: orders.append(lanes.parts(*given)) or orders[-1])
+    fitted = []
+    for cores in (1, 2):
+        monkeypatch.setattr(rounds, "cores", lambda cores=cores: cores)
+        cohort = kohort.Cohort(build(), 20)
+        for epochs in (30, 10):  # the second fit goes on with the generators that the first has left
+            cohort.fit(X, Y, 8, epochs, verbose=0, callbacks=make())
+        fitted.append([cohort.history, *(value for member in (0, 19) for value in values(cohort.member(member)))])
+    halves = [order for order in orders if len(order) > 3]
+    assert bool(halves) == (make is not scheduled)  # rates are told from the first epoch of a round on
+    (alone, *states), (beside, *others) = fitted
+    assert differences(states, others) == []
+    for name in alone:
+        np.testing.assert_array_equal(alone[name], beside[name])

@@ -47,13 +47,12 @@ def test_many_members_train_as_each_by_itself(middle, shuffle, kind):
     def make(functions, _):
         return engine.epochs_program(functions, *cuts)
 
-    result = jax.jit(mapping.of_block(make, functions, kind))(state, *batches, schedule, 3)
+    trained, logs = jax.jit(mapping.of_block(make, functions, kind))(state, *batches, schedule, 3)
     alone = jax.jit(make(functions, None))
     for member in range(MEMBERS):
         expected = alone(of_one(state, member), *batches, of_one(schedule, member), 3)
-        jax.tree.map(
-            lambda e, r: np.testing.assert_allclose(e, r, rtol=1e-4, atol=1e-5), expected, of_one(result, member)
-        )
+        found = of_one(trained, member), of_one(jax.tree.map(lambda log: log.swapaxes(0, 1), logs), member)
+        jax.tree.map(lambda e, f: np.testing.assert_allclose(e, f, rtol=1e-4, atol=1e-5), expected, found)
 
 
 @pytest.mark.parametrize("kind", ["vectorized", "loop"])

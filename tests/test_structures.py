@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from kohort.engine import Schedule
-from kohort.structures import arrays_of, filled, map_arrays, skeleton
+from kohort.structures import arrays_of, filled, holds_number, map_arrays, skeleton
 
 STRUCTURE = {"a": [np.arange(3), (np.ones(2), None)], "b": {}, "": (np.zeros(1),)}
 
@@ -29,3 +29,9 @@ def test_a_skeleton_holds_everything_but_the_arrays():
     assert map_arrays(id, again) == map_arrays(id, STRUCTURE)
     assert skeleton(None, told) is None is filled(None, leaves.__getitem__)
     assert filled(skeleton([], told), leaves.__getitem__) == []
+
+
+def test_numbers_are_found_by_their_name():
+    config = {"rate": 1, "parts": [{"init": {"seed": 3}}, None]}
+    assert holds_number(config, "seed")
+    assert not holds_number(config | {"parts": [{"seed": None}]}, "seed")
