@@ -123,6 +123,7 @@ INSIDE = {
         "curves",
         "response",
         "solving",
+        "rates",
         "gallery",
         "film",
         "agreement",

@@ -4,8 +4,11 @@ In come axes, or none, and values that must hold; out go axes to draw on and the
 when a record is drawn. The room exists so that all pictures look alike, on light and on dark ground.
 """
 
+import io
+from collections.abc import Callable
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import color_sequences, rcParams
@@ -26,11 +29,25 @@ BAND = (0.1, 0.5, 0.9)  # the quantiles that stand for many members
 class Display:
     """What a picture keeps and how it says so: its arrays by their shapes, and never their values."""
 
+    figure_: Any  # once drawn
+    plot: Callable  # draws it
+
     def __repr__(self) -> str:
         """Names the arrays with their shapes, and what else is short."""
         kept = {name: value for name, value in vars(self).items() if not name.endswith("_")}
         said = filter(None, [_said(name, value) for name, value in kept.items()])
         return f"{type(self).__name__}({', '.join(said)})"
+
+    def _repr_png_(self) -> bytes:
+        """Shows the picture in a notebook, which then does not show it a second time as a figure that is still open."""
+        if self.figure_ is None:
+            self.plot()
+        figure: Any = self.figure_
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+        if "inline" in matplotlib.get_backend():
+            plt.close(figure)
+        return drawn.getvalue()
 
 
 def _said(name: str, value: Any) -> str:
