@@ -165,17 +165,21 @@ class Film(Surface):
         )
 
     def _drawn(self, placed: Mosaic, canvas: FigureCanvasAgg, dpi: int) -> list[Image.Image]:
-        """Draws what stays once, and into a copy of it for each frame the answers, and the texts that change."""
+        """Draws what stays once, and for each frame over a copy of it the answers, and the texts that change."""
         boxes, glass = self._glass(placed, canvas)
         canvas.draw()
-        ground, texts, images = canvas.copy_from_bbox(canvas.figure.bbox), self._texts(placed), []
+        drawn = np.asarray(canvas.buffer_rgba())  # the canvas itself: what is written into it is drawn
+        ground, texts, images = drawn.copy(), self._texts(placed), []
         line = 4 * math.sqrt(placed.cell) * dpi / 72 / (6 if self.levels is None else 15)
         for frame, responses in enumerate(self.responses):
-            canvas.restore_region(ground)
             for text, said in zip(texts, self._said(frame), strict=True):
-                text.set_text(said)
-                canvas.figure.draw_artist(text)
-            image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+                if text.get_text() != said:
+                    (left, bottom), (right, top) = text.get_window_extent().get_points().astype(int)
+                    box = slice(len(drawn) - top - 2, len(drawn) - bottom + 1), slice(left - 1, right + 2)
+                    drawn[box] = ground[box]
+                    text.set_text(said)
+                    canvas.figure.draw_artist(text)
+            image = drawn[..., :3].copy()
             cells = pixels(self, responses, boxes[0][1].stop - boxes[0][1].start, max(1.0, line))
             for box, cell, pane in zip(boxes, cells, glass, strict=True):
                 share = pane[..., 3:].astype(np.uint16)
