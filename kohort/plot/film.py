@@ -73,8 +73,9 @@ class Film(Surface):
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         for cell, response in zip(self.axes_, self.responses[frame], strict=True):
             self.paint(cell, response, 4 * math.sqrt(placed.cell))
-        for text, said in zip(self._texts(placed), self._said(frame), strict=True):
-            text.set_text(said)
+        said = self._said()
+        for text, each in zip(self._texts(placed, said), said[frame], strict=True):
+            text.set_text(each)
         return self
 
     def save(self, path: Any, *, seconds: float | int = 6, dpi: int = 100) -> None:
@@ -138,21 +139,26 @@ class Film(Surface):
         placed.explain(self, top, has_legend=ax is None)
         return placed
 
-    def _texts(self, placed: Mosaic) -> list:
+    def _texts(self, placed: Mosaic, said: list[list[str]]) -> list:
         """Makes the texts that change, still empty: the titles of the cells and the epoch."""
-        titles = [cell.set_title("", fontsize=placed.font, pad=3) for cell in placed.axes]
+        font = placed.font(title for each in said for title in each[:-1])
+        titles = [cell.set_title("", fontsize=font, pad=3) for cell in placed.axes]
         placed.write(LEFT, 0.1, "")
         return [*titles, placed.host.texts[-1]]
 
-    def _said(self, frame: int) -> list[str]:
-        """Returns these texts for one frame."""
-        head = f"epoch {self.epochs[frame]:,} of {self.epochs[-1]:,}"
-        values = np.full(self.responses.shape[1], np.nan) if self.values is None else self.values[frame]
+    def _said(self) -> list[list[str]]:
+        """Returns what these texts say in each frame."""
+        failed, values = self.failed, self.values
+        values = np.full(self.responses.shape[:2], np.nan) if values is None else values
+        return [self._titles(*of) for of in zip(self.epochs, failed, values, strict=True)]
+
+    def _titles(self, epoch: Any, failed: np.ndarray, values: np.ndarray) -> list[str]:
+        head = f"epoch {epoch:,} of {self.epochs[-1]:,}"
         numbers = [f" · {value:.3g}" if np.isfinite(value) else "" for value in values]
         if not self.seeds:
             return ["", head + numbers[0].replace("· ", f"· {self.metric} ")]
-        titles = zip(self.failed[frame], self.seeds, numbers, strict=True)
-        return [*(f"{FAILED} " * bool(failed) + f"{seed}{number}" for failed, seed, number in titles), head]
+        titles = zip(failed, self.seeds, numbers, strict=True)
+        return [*(f"{FAILED} " * bool(is_failed) + f"{seed}{number}" for is_failed, seed, number in titles), head]
 
     @property
     def failed(self) -> np.ndarray:
@@ -169,10 +175,11 @@ class Film(Surface):
         boxes, glass = self._glass(placed, canvas)
         canvas.draw()
         drawn = np.asarray(canvas.buffer_rgba())  # the canvas itself: what is written into it is drawn
-        ground, texts, images = drawn.copy(), self._texts(placed), []
+        ground, every, images = drawn.copy(), self._said(), []
+        texts = self._texts(placed, every)
         line = 4 * math.sqrt(placed.cell) * dpi / 72 / (6 if self.levels is None else 15)
-        for frame, responses in enumerate(self.responses):
-            for text, said in zip(texts, self._said(frame), strict=True):
+        for responses, frame in zip(self.responses, every, strict=True):
+            for text, said in zip(texts, frame, strict=True):
                 if text.get_text() != said:
                     (left, bottom), (right, top) = text.get_window_extent().get_points().astype(int)
                     box = slice(len(drawn) - top - 2, len(drawn) - bottom + 1), slice(left - 1, right + 2)

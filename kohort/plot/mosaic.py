@@ -5,6 +5,7 @@ and a layout engine take seconds for 64 of them. The room exists so that all pic
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +29,10 @@ class Mosaic:
     top: float  # above the cells
     axes: list = field(default_factory=list)
 
-    @property
-    def font(self) -> float:
-        """The size of the letters above a cell, in points."""
-        return min(10.0, max(4.0, 5 * self.cell))
+    def font(self, titles: Iterable[str]) -> float:
+        """Returns the size of letters above cells, in points: as large as the longest line of these titles allows."""
+        longest = max(len(line) for title in titles for line in [*title.split("\n"), " "])
+        return min(10.0, max(4.0, 72 * self.cell / (0.62 * longest)))
 
     def explain(self, surface: Any, top: float, has_legend: bool) -> None:
         """Tells, so many inches below the upper edge, what the regions of all cells mean: levels, or classes."""
