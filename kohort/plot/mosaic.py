@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from kohort.plot.style import check_axes
 
-GAP, TITLE = 0.06, 0.22  # inches between cells, and above each of them
+GAP, TITLE = 0.06, 0.25  # inches between cells, and above each of them
 LEFT, BOTTOM = 0.42, 0.45  # inches for the labels
 
 
@@ -78,7 +78,7 @@ def mosaic(
         across: Inches of a row of cells in a new figure, about; a cell has from 1 to 3.
     """
     check_axes(ax)
-    columns, title = min(columns, count), TITLE + 0.15 * (lines - 1)
+    columns, title = min(columns, count), TITLE + 0.17 * (lines - 1)
     rows = math.ceil(count / columns)
     if ax is None:
         cell = min(3.0, max(1.3 * across / 11, across / columns))

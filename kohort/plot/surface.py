@@ -51,7 +51,7 @@ class Surface(Plane):
         """Draws what stays where the response changes: the samples, the frame and the limits."""
         ax.spines[:].set_linewidth(size / 6)
         if self.x is not None:
-            self.draw_samples(ax, self.x, size * min(1, max(0.4, math.sqrt(50 / len(self.x)))))
+            self.draw_samples(ax, self.x, size)
         ax.set(**self.limits)
 
     def paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
@@ -98,7 +98,8 @@ class Surface(Plane):
                 ax.text(*place, f"{name:g}", ha="center", va="center", **style)
 
     def draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
-        """Draws the samples with the shape and colour of their class, or the colour of their number."""
+        """Draws the samples with the shape and colour of their class, or the colour of their number; many are small."""
+        size *= min(1.0, max(0.4, math.sqrt(50 / len(x))))
         if self.targets is not None and self.levels is not None:
             ends = {"vmin": self.levels[0], "vmax": self.levels[-1], "cmap": NUMBERS}
             # The colours are the same on light and dark ground, so the edges are, too: black in white.
