@@ -129,7 +129,7 @@ class Film(Surface):
         shown, metric = self.responses.shape[1], f" · {self.metric}" * bool(self.metric)
         head = f"{shown} of {self.members} members: seed{metric}" if self.seeds else ""
         head, top = " · ".join(filter(None, [head, self.note])), 0.32
-        placed = mosaic(ax, shown, self.columns, top=0.85 if head else 0.62, across=ACROSS)
+        placed = mosaic(ax, shown, self.columns, top=0.85 if head else 0.62, across=ACROSS, names=self.entries)
         for cell in placed.axes:
             self.dress(cell, 4 * math.sqrt(placed.cell))
         placed.label(self.names, self.limits)

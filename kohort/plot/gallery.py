@@ -45,7 +45,7 @@ class Wall(Surface):
 
     def plot(self, ax: Any = None) -> "Wall":
         """Draws the record in place of `ax`, or in a figure made here, and returns it."""
-        placed = mosaic(ax, len(self.seeds), self.columns, top=0.6)
+        placed = mosaic(ax, len(self.seeds), self.columns, top=0.6, names=self.entries)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         failed = np.zeros(len(self.seeds), bool) if self.failed is None else self.failed
         titles = [self._title(i, failed[i]) for i in range(len(self.seeds))]

@@ -82,8 +82,10 @@ class Success(Display):
         ax.set(xlabel=self.over, ylabel="members that solve it", ylim=(-0.04, 1.04), xlim=(-0.5, len(at) - 0.5))
         if is_scale:
             _scale(ax, at)
+        gap = np.diff(ax.transData.transform(np.column_stack((at, 0 * at)))[:, 0]).min(initial=np.inf)
+        apart = min(LINES_APART if is_scale else POINTS_APART, 0.6 * 72 / ax.figure.dpi * gap / len(self.groups))
         for k in range(len(self.groups)):
-            aside = (LINES_APART if is_scale else POINTS_APART) * (k - (len(self.groups) - 1) / 2)
+            aside = apart * (k - (len(self.groups) - 1) / 2)
             self._draw_group(ax, at, k, aside / 72, linestyle="-" if is_scale else "none")
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         if is_free:
@@ -242,9 +244,9 @@ def _are_numbers(values: tuple) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """Writes a value in few letters."""
+    """Writes a value in few letters, of a long one its two ends."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 9]}…{text[-8:]}"
 
 
 def _held(trials: list, fixed: Any) -> list:

@@ -90,12 +90,16 @@ class Surface(Plane):
     def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
         """Writes each class where it leads most, away from the edges: colour alone would not tell."""
         inner = (slice(len(self.xx0) // 6, len(self.xx0) - len(self.xx0) // 6),) * 2
+        room, written = 1.6 * style["fontsize"] * ax.figure.dpi / 72, np.empty((0, 2))
         for k, name in enumerate(self.classes):
             lead = np.where(undecided(scores), 0, scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
             best = lead.argmax()
             if lead.flat[best] > 0:
                 place = self.xx0[inner].flat[best], self.xx1[inner].flat[best]
-                ax.text(*place, f"{name:g}", ha="center", va="center", **style)
+                pixels = ax.transData.transform(place)
+                if (np.hypot(*(written - pixels).T) > room).all():  # else the legend alone names it
+                    written = np.vstack([written, pixels])
+                    ax.text(*place, f"{name:g}", ha="center", va="center", **style)
 
     def draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
         """Draws the samples with the shape and colour of their class, or the colour of their number; many are small."""
@@ -132,6 +136,11 @@ class Surface(Plane):
             names.append("undecided")
         names += [artist.get_label() for artist in more]
         figure.legend([*handles, *more], names, frameon=False, **place)
+
+    @property
+    def entries(self) -> list[str]:
+        """What a legend may have to name: the classes, and what is undecided; of a regression nothing."""
+        return [] if self.levels is not None else [*(look["label"] for look in self.looks()), "undecided"]
 
     def looks(self) -> list[dict]:
         """Gives each class a shape, a colour and a name."""
