@@ -1,4 +1,4 @@
-"""How the site is built: `./run docs`. The gallery is made by running `examples/gallery.py`, and the notebook is a page."""
+"""How the site is built: `./run docs`. Its gallery is made by running `examples/gallery.py`; the notebook is a page."""
 
 import ast
 import base64
@@ -85,7 +85,7 @@ def make_discussion(app: Any) -> None:
 
 
 def kept_as_sentences() -> tuple[Any, Any]:
-    """Returns what keeps napoleon, which takes the words before a colon for a type, off the docstrings of properties."""
+    """Returns what keeps napoleon off the docstrings of properties: it takes the words before a colon for a type."""
     kept: dict[str, list[str]] = {}
 
     def before(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

@@ -60,11 +60,16 @@ def recorded(seeds=(5, 2, 9), **metrics):
     return CohortHistory(values, seeds=list(seeds), epoch=list(range(len(next(iter(values.values()))[0]))))
 
 
+def compiled(optimizer="adam", **options):
+    """Returns the network, compiled."""
+    model = network(**options)
+    model.compile(optimizer, "mse")
+    return model
+
+
 def trained_cohort(seeds=(4, 0, 7), epochs=3, **options):
     """Returns a cohort of the network, trained on XOR."""
-    model = network(**options)
-    model.compile(optimizer="adam", loss="mse")
-    cohort = kohort.Cohort(model, seeds=list(seeds))
+    cohort = kohort.Cohort(compiled(**options), seeds=list(seeds))
     cohort.fit(X, Y, epochs=epochs, verbose=0)
     return cohort
 

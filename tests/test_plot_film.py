@@ -8,19 +8,13 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from pictures import LIMITS, X, Y, network, overlaps
+from pictures import LIMITS, X, Y, compiled, network, overlaps
 from PIL import Image
 
 import kohort
 from kohort import plot
 
 PLANE = {"grid_resolution": 6, "verbose": 0}
-
-
-def compiled(optimizer="adam", **options):
-    model = network(**options)
-    model.compile(optimizer, "mse")
-    return model
 
 
 def watched(model, epochs, points, **options):
