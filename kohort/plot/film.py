@@ -5,9 +5,9 @@ chosen epochs. The room exists because a boundary that settles, one that is stuc
 alike when the training is over.
 
 The compiled program returns at each chosen epoch, and what it holds then is asked for its answers. For 40 frames of 64
-networks 2-2-1 the returns take 0.05 s and the answers 0.05 s, of 2-32-32-1 half a second each, of the five that the film
-takes. Snapshots handed out by the program itself would save the returns alone, and need another program, which takes a
-second to compile, and room for the states of all members in all frames.
+networks 2-2-1 the returns take 0.05 s and the answers 0.05 s, of 2-32-32-1 half a second each, of five for the film.
+Snapshots handed out by the program itself would save the returns alone, and need another program, which takes a second
+to compile, and room for the states of all members in all frames.
 """
 
 import base64
