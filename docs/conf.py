@@ -1,7 +1,9 @@
-"""How the site is built: `./run docs`. The gallery is made by running `examples/gallery.py`."""
+"""How the site is built: `./run docs`. Its gallery is made by running `examples/gallery.py`; the notebook is a page."""
 
 import ast
+import base64
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ default_role = "code"  # docstrings write code between single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 
-GALLERY = Path(__file__).parent / "generated"
+GENERATED = Path(__file__).parent / "generated"
 
 
 def drawings() -> dict[str, str]:
@@ -50,10 +52,9 @@ def make_gallery(app: Any) -> None:
         raise FileNotFoundError("examples/gallery.py")
     gallery = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gallery)
-    GALLERY.mkdir(exist_ok=True)
     lines = ["# Gallery", "", "Made by running `examples/gallery.py`, where the models and cohorts are trained.", ""]
     for name, draw in gallery.pictures().items():
-        display, path = draw(), GALLERY / f"{name}.png"
+        display, path = draw(), GENERATED / f"{name}.png"
         if hasattr(display, "save"):
             path = path.with_suffix(".webp")
             display.save(path)
@@ -63,9 +64,45 @@ def make_gallery(app: Any) -> None:
         code = drawings().get(name, "plot.animate(cohort, x, y, epochs=3000).save('film.webp')")
         lines += [f"## {name}", "", "```python", code.removesuffix(".figure_"), "```", ""]
         lines += [f"![{name}]({path.name})", ""]
-    (GALLERY / "gallery.md").write_text("\n".join(lines))
+    (GENERATED / "gallery.md").write_text("\n".join(lines))
+
+
+def make_discussion(app: Any) -> None:
+    """Writes the page of the notebook: its cells, and the outputs that are stored in it."""
+    notebook, parts = json.loads((ROOT / "examples" / "discussion.ipynb").read_text()), []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                path = GENERATED / f"discussion-{len(parts)}.png"
+                path.write_bytes(base64.b64decode(output["data"]["image/png"]))
+                parts.append(f"![What the cell above draws]({path.name})")
+            else:
+                parts.append("```text\n" + "".join(output.get("text", ())) + "```")
+    parts.append("This page is `examples/discussion.ipynb`, a notebook that the tests run.")
+    (GENERATED / "discussion.md").write_text("\n\n".join(parts) + "\n")
+
+
+def kept_as_sentences() -> tuple[Any, Any]:
+    """Returns what keeps napoleon off the docstrings of properties: it takes the words before a colon for a type."""
+    kept: dict[str, list[str]] = {}
+
+    def before(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+        if what == "property":
+            kept[name] = list(lines)
+
+    def after(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+        lines[:] = kept.pop(name, lines)
+
+    return before, after
 
 
 def setup(app: Any) -> None:
-    """Makes the gallery first."""
+    """Makes the pages that are generated first."""
+    before, after = kept_as_sentences()
+    app.connect("autodoc-process-docstring", before, priority=400)
+    app.connect("autodoc-process-docstring", after, priority=600)
+    GENERATED.mkdir(exist_ok=True)
     app.connect("builder-inited", make_gallery)
+    app.connect("builder-inited", make_discussion)

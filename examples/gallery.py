@@ -4,6 +4,7 @@ Run by `./run python examples/gallery.py [folder] [--dark] [--scale 2] [--only N
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
@@ -121,6 +122,35 @@ def convolutional() -> keras.Model:
     return keras.Model(inputs, [keras.layers.Dense(10, "softmax")(flat), keras.layers.Dense(1)(flat)])
 
 
+def xor_network(hidden: int = 4, activation: str = "relu", rate: float = 1e-2) -> keras.Model:
+    """Returns a network for XOR, of a width, kind and learning rate."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(hidden, activation), keras.layers.Dense(1)])
+    model.compile(optimizer=keras.optimizers.RMSprop(rate), loss="mse")
+    return model
+
+
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def xor_study(**grid: list) -> kohort.Study:
+    """Trains every combination of some parameters."""
+    study = kohort.Study(f"{FOLDER.name}/{'-'.join(grid)}", xor_network, grid, seeds=100)
+    study.run(*XOR, epochs=400, verbose=0)
+    return study
+
+
+@cache
+def widths_and_kinds() -> kohort.Study:
+    """Trains networks of several widths and activations on XOR."""
+    return xor_study(hidden=[2, 3, 4, 6, 8, 16], activation=["relu", "tanh", "sigmoid"])
+
+
+@cache
+def widths_and_rates() -> kohort.Study:
+    """Trains networks of several widths with several learning rates on XOR."""
+    return xor_study(hidden=[2, 3, 4, 6, 8, 16], rate=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])
+
+
 def film() -> kohort.plot.Film:
     """Trains the course text's network from 64 seeds, filmed."""
     model = dense(2, 1)
@@ -164,6 +194,8 @@ def pictures() -> dict[str, Callable[[], object]]:
         "history-diverged": lambda: plot.history(diverging_cohort()),
         "survival": lambda: plot.survival(xor_cohort(1000), loss=0.01),
         "survival-diverged": lambda: plot.survival(diverging_cohort(), loss=0.01),
+        "success": lambda: plot.success(widths_and_kinds(), loss=0.01),
+        "success-map": lambda: plot.success(widths_and_rates(), loss=0.01),
         "minima": lambda: plot.minima(xor_cohort(1000), *XOR, **SQUARE),
     }
 

@@ -1,5 +1,6 @@
 """What the tests of pictures share: small networks, stand-ins that count their calls, a look at text."""
 
+import itertools
 import unittest.mock
 
 import keras
@@ -7,7 +8,7 @@ import matplotlib.text
 import numpy as np
 
 import kohort
-from kohort.history import CohortHistory
+from kohort.history import CohortHistory, success_rate
 
 LIMITS = {"xlim": (-0.5, 1.5), "ylim": (-1, 2)}
 X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], "float32")
@@ -59,13 +60,53 @@ def recorded(seeds=(5, 2, 9), **metrics):
     return CohortHistory(values, seeds=list(seeds), epoch=list(range(len(next(iter(values.values()))[0]))))
 
 
+def compiled(optimizer="adam", **options):
+    """Returns the network, compiled."""
+    model = network(**options)
+    model.compile(optimizer, "mse")
+    return model
+
+
 def trained_cohort(seeds=(4, 0, 7), epochs=3, **options):
     """Returns a cohort of the network, trained on XOR."""
-    model = network(**options)
-    model.compile(optimizer="adam", loss="mse")
-    cohort = kohort.Cohort(model, seeds=list(seeds))
+    cohort = kohort.Cohort(compiled(**options), seeds=list(seeds))
     cohort.fit(X, Y, epochs=epochs, verbose=0)
     return cohort
+
+
+class Trial:
+    """Answers like a trial of a study, of which k members solved it."""
+
+    def __init__(self, parameters, k, members):
+        self.parameters, self.k, self.members = parameters, k, members
+
+    def __len__(self):
+        return self.members
+
+    def direction(self, metric):
+        return "down"
+
+    def success_rate(self, criterion=None, *, confidence=0.95, **bounds):
+        return success_rate(np.arange(self.members) < self.k, confidence)
+
+
+class Study:
+    """Answers like a study of every combination, of whose members as many solved it as `k` says, or half of them."""
+
+    def __init__(self, grid, k=None, members=20):
+        settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        self.trials = [Trial(each, k(**each) if k else members // 2, members) for each in settings]
+
+    def trial(self, **parameters):
+        raise NotImplementedError
+
+
+def by_hand(model, seed, epochs, **options):
+    """Trains the member of a seed by plain Keras, and returns it with its history."""
+    keras.utils.set_random_seed(seed)
+    member = keras.models.clone_model(model)
+    member.compile_from_config(model.get_compile_config())
+    return member, member.fit(X, Y, epochs=epochs, verbose=0, **options).history
 
 
 def text_boxes(figure):

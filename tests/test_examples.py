@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DISCUSSION = EXAMPLES / "discussion.ipynb"
-CLAIMS = 10  # of the course text, each beside its figure
+CLAIMS = 11  # of the course text, each beside its figure
 
 
 def run(*arguments):
@@ -33,7 +33,8 @@ def test_the_course_text_done_says_what_it_measures():
     assert DISCUSSION.read_bytes() == stored
     assert text.count("claim: ") == text.count("measured: ") == CLAIMS
     assert "measured: 9: 2 x 2 weights + 2 biases, then 2 weights + 1 bias" in text
-    first, later, longer = (int(each) for each in re.findall(r"(\d+) of 1000", text))
+    linear, first, later, longer = (int(each) for each in re.findall(r"(\d+) of 1000", text))
+    assert linear == 0
     assert 30 < first < 80 < 170 < later < 260  # a standard deviation is 7, and 13
     assert later <= longer < later + 15
     assert percent(r"\n  2 hidden units: .*?\(([\d.]+) %", text) < 30
@@ -53,7 +54,7 @@ def test_the_notebook_is_stored_with_its_outputs_and_nothing_else():
 
     assert notebook["nbformat"] == 4
     assert all(cell["execution_count"] is None and cell["metadata"] == {} for cell in cells)
-    assert len(pictures) == 11
+    assert len(pictures) == 15
     assert max(map(len, pictures)) < 60_000
     assert DISCUSSION.stat().st_size < 400_000
     assert printed.count("claim: ") == CLAIMS

@@ -124,6 +124,7 @@ INSIDE = {
         "curves",
         "response",
         "solving",
+        "rates",
         "gallery",
         "film",
         "agreement",

@@ -1,14 +1,18 @@
-"""What a notebook shows of a cohort and a history: well-formed, escaped, small, quick, and true."""
+"""What a notebook shows of a cohort, a history and a picture: well-formed, escaped, small, quick, and true."""
 
+import io
 import xml.etree.ElementTree as ElementTree
 
 import keras
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from pictures import X, Y, network, recorded, trained_cohort
+from PIL import Image
 
 import kohort
-from kohort import notebook
+from kohort import notebook, plot
 from kohort.history import CohortHistory
 
 
@@ -120,6 +124,31 @@ def test_a_trained_cohort_is_not_changed_by_being_shown():
 
     np.testing.assert_array_equal(cohort.predict(X), before)
     assert isinstance(cohort.member(0), keras.Model)
+
+
+@pytest.fixture
+def record():
+    return plot.history(recorded(loss=[[3.0, 2, 1], [5, 4, 3], [9, 9, 2]]))
+
+
+def test_a_record_shows_its_picture(record):
+    own = record.figure_
+
+    with Image.open(io.BytesIO(record._repr_png_())) as image:
+        assert image.size == (640, 440)
+    record.figure_ = None  # as one that was computed and not drawn yet
+    with Image.open(io.BytesIO(record._repr_png_())) as image:
+        assert image.size == (640, 440)
+    assert own is not record.figure_
+
+
+@pytest.mark.parametrize(("backend", "left"), [("module://matplotlib_inline.backend_inline", 0), ("agg", 1)])
+def test_a_notebook_does_not_show_a_picture_twice(record, backend, left, monkeypatch):
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: backend)
+
+    record._repr_png_()
+
+    assert len(plt.get_fignums()) == left
 
 
 def test_notebooks_load_and_unload_kohort():

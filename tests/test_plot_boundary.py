@@ -5,7 +5,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from pictures import LIMITS, Cohort, Model, X, Y, network, points
+from pictures import LIMITS, Cohort, Model, X, Y, network, overlaps, points
 
 from kohort import plot
 
@@ -115,6 +115,17 @@ def test_classes_differ_in_more_than_colour():
     np.testing.assert_array_equal(np.column_stack(lines[2].get_data()), X[[0, 3]])
     assert {text.get_text() for text in bare.ax_.texts} <= {"0", "1", "2"}
     assert len(bare.ax_.texts) > 1
+
+
+def test_regions_of_many_classes_are_named_where_there_is_room():
+    peaks = np.random.default_rng(0).uniform(-1, 1, (30, 2))
+    model = Model(lambda x: -np.linalg.norm(x[:, None] - peaks, axis=2))
+    figure, ax = plt.subplots(figsize=(3, 3), layout="constrained")
+
+    plot.decision_boundary(model, xlim=(-1, 1), ylim=(-1, 1), ax=ax)
+
+    assert 3 < len(ax.texts) < 25
+    assert overlaps(figure) == []
 
 
 def test_samples_without_classes_are_hollow():

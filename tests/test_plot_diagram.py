@@ -81,7 +81,7 @@ def test_signs_are_told_by_dashes_and_sizes_by_widths():
     texts = {text.get_text() for text in record.ax_.texts}
     assert {"+1", "−2", "+0.5", "−0.1", "+0.3", "−0.3"} <= texts
     on_lines = [text for text in record.ax_.texts if text.get_text()[0] in "+−"]
-    assert all(text.get_path_effects() for text in on_lines)
+    assert all(text.get_bbox_patch() for text in on_lines)
     rings = [p for p in record.ax_.patches if not p.get_fill()]
     assert rings[2].get_linestyle() != rings[3].get_linestyle()
 

@@ -8,19 +8,13 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from pictures import LIMITS, X, Y, network, overlaps
+from pictures import LIMITS, X, Y, compiled, network, overlaps
 from PIL import Image
 
 import kohort
 from kohort import plot
 
 PLANE = {"grid_resolution": 6, "verbose": 0}
-
-
-def compiled(optimizer="adam", **options):
-    model = network(**options)
-    model.compile(optimizer, "mse")
-    return model
 
 
 def watched(model, epochs, points, **options):
@@ -105,8 +99,9 @@ def test_what_goes_on_begins_at_its_epoch_and_callbacks_are_kept():
     cohort, seen = kohort.Cohort(compiled(), seeds=2), []
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
 
-    picture = plot.animate(cohort, X, Y, epochs=9, initial_epoch=5, frames=3, callbacks=watch, **PLANE)
+    picture = plot.animate(cohort, X, Y, epochs=9, initial_epoch=5, frames=3, callbacks=watch, **LIMITS, **PLANE)
 
+    assert picture.limits == LIMITS
     assert picture.epochs.tolist() == [5, 7, 9]
     assert seen == [5, 6, 7, 8]
     assert np.isnan(picture.values[0]).all()
@@ -331,9 +326,3 @@ def test_a_save_that_fails_leaves_the_old_file(film, tmp_path, monkeypatch):
 
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["film.webp"]
-
-
-def test_limits_are_those_asked_for():
-    picture = plot.animate(compiled(), X, Y, epochs=1, frames=2, **LIMITS, **PLANE)
-
-    assert picture.limits == LIMITS

@@ -122,6 +122,15 @@ def test_no_text_of_a_wall_overlaps_another():
     assert overlaps(picture.figure_) == []
 
 
+@pytest.mark.parametrize("draw", [plot.wall, plot.minima])
+def test_the_legend_of_many_classes_stays_in_the_figure(draw):
+    scores = np.random.default_rng(0).normal(size=(3, 9, 12))
+    cohort = Cohort(history=recorded(loss=np.ones((3, 1))), answer=lambda x: scores)
+
+    for columns in (1, 3):
+        assert overlaps(draw(cohort, X, Y, grid_resolution=3, columns=columns).figure_) == []
+
+
 # Members that failed.
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from pictures import Cohort, Model, network, overlaps
+from pictures import Cohort, Model, compiled, network, overlaps, trained_cohort
 
 import kohort
 from kohort import plot
@@ -101,11 +101,7 @@ def test_networks_that_have_no_curve():
 
 
 def test_a_cohort_that_is_not_trained_or_of_more_features():
-    model = network()
-    model.compile(loss="mse")
-    cohort = kohort.Cohort(model, seeds=2)
     with pytest.raises(RuntimeError, match=r"must come after `cohort\.fit`"):
-        plot.response_curve(cohort, LINE)
-    cohort.fit(np.ones((4, 2)), np.ones(4), verbose=0)
+        plot.response_curve(kohort.Cohort(compiled(), seeds=2), LINE)
     with pytest.raises(ValueError, match=r"`x` must have samples of shape \(2,\)"):
-        plot.response_curve(cohort, LINE)
+        plot.response_curve(trained_cohort(), LINE)

@@ -1,5 +1,7 @@
 """What all pictures keep to: axes of ones own, both grounds, readable text, nothing global, nothing twice."""
 
+from pathlib import Path
+
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
-from pictures import Cohort, X, Y, network, overlaps, recorded, trained_cohort
+from pictures import Cohort, Study, X, Y, network, overlaps, recorded, trained_cohort
 
 from kohort import plot
 from kohort.plot import style
@@ -23,6 +25,7 @@ def losses():
     return recorded(range(6), loss=[[1, 0.1, 0.01]] * 3 + [[1, 0.9, 0.8]] * 2 + [[2, np.nan, np.nan]])
 
 
+NUMBERS = {"hidden": [2, 10, 20], "rate": [0.01, 0.1]}
 PICTURES = {
     "decision_boundary": lambda **ax: plot.decision_boundary(network(3, "softmax"), X, [0, 1, 2, 1] * np.ones(4), **ax),
     "bare boundary": lambda **ax: plot.decision_boundary(network(), xlim=(-2, 2), ylim=(-2, 2), **ax),
@@ -37,6 +40,8 @@ PICTURES = {
     "response_curve": lambda **ax: plot.response_curve(network(features=1), X[:, :1], X[:, 0] ** 2, **ax),
     "history": lambda **ax: plot.history(losses(), **ax),
     "survival": lambda **ax: plot.survival(Cohort(range(6), losses()), loss=0.5, **ax),
+    "success": lambda **ax: plot.success(Study({"hidden": [2, 4, 8], "activation": ["relu", "tanh"]}), loss=0.5, **ax),
+    "success map": lambda **ax: plot.success(Study(NUMBERS, k=lambda hidden, rate: hidden), loss=0.5, **ax),
     "animate": lambda **ax: plot.animate(compiled(), X, Y, epochs=2, frames=2, grid_resolution=12, verbose=0, **ax),
     "minima": lambda **ax: plot.minima(Cohort(range(6), losses()), X, Y, grid_resolution=12, **ax),
 }
@@ -69,15 +74,8 @@ def test_text_is_readable_on_both_grounds_and_overlaps_nowhere(draw, style):
         texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
         assert texts
         assert min(map(contrast, texts)) > 4.5
-
-
-@each_picture
-@pytest.mark.parametrize("dpi", [100, 200])
-def test_twice_as_many_pixels_move_no_text_onto_another(draw, dpi):
-    figure = draw().figure_
-    figure.set_dpi(dpi)
-
-    assert overlaps(figure) == []
+        figure.set_dpi(200)  # twice as many pixels
+        assert overlaps(figure) == []
 
 
 @each_picture
@@ -105,6 +103,7 @@ def test_a_record_draws_itself_again_on_axes_and_in_a_figure_of_its_own(draw):
     assert record.plot(ax) is record
     assert record.ax_ is ax
     assert record.plot().figure_ is not first
+    assert record._repr_png_().startswith(b"\x89PNG")
 
     for name, value in arrays.items():
         np.testing.assert_array_equal(getattr(record, name), value)
@@ -149,6 +148,30 @@ def test_every_picture_is_tried_here():
     drawn = {name for name in plot.__all__ if name[0].islower()}
 
     assert drawn <= PICTURES.keys()
+
+
+# Which test compares the record of each picture with what plain Keras computes.
+ORACLES = {
+    "animate": "film::test_a_cohorts_film_is_what_keras_answers_at_these_epochs",
+    "decision_boundary": "boundary::test_the_record_is_what_predict_answers_on_the_grid",
+    "feature_space": "layers::test_two_units_are_the_axes_of_their_space",
+    "history": "curves::test_the_curves_are_those_of_plain_keras",
+    "loss_landscape": "landscape::test_each_point_is_what_keras_evaluates_with_those_weights",
+    "minima": "groups::test_the_minima_of_xor_are_those_that_algebra_knows",
+    "network": "diagram::test_the_map_inside_a_unit_is_what_keras_answers_there",
+    "response_curve": "response::test_of_a_cohort_every_member_is_kept_and_the_band_holds_the_middle_of_them",
+    "spread": "agreement::test_the_share_is_that_of_the_members_own_answers",
+    "success": "rates::test_the_rates_are_those_of_plain_keras",
+    "survival": "solving::test_the_curve_is_that_of_plain_keras",
+    "units": "layers::test_the_maps_are_what_keras_answers_at_the_layer",
+    "wall": "gallery::test_the_wall_is_what_the_members_answer",
+}
+
+
+def test_every_picture_is_compared_with_plain_keras():
+    assert {name for name in plot.__all__ if name[0].islower()} == ORACLES.keys()
+    for room, test in (place.split("::") for place in ORACLES.values()):
+        assert f"def {test}(" in (Path(__file__).parent / f"test_plot_{room}.py").read_text()
 
 
 def test_ticks_that_somebody_has_chosen_stay():

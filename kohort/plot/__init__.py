@@ -16,6 +16,7 @@ from kohort.plot.gallery import Wall, wall
 from kohort.plot.groups import Minima, minima
 from kohort.plot.hidden import FeatureSpace, feature_space
 from kohort.plot.landscape import LossLandscape, loss_landscape
+from kohort.plot.rates import Success, success
 from kohort.plot.response import ResponseCurve, response_curve
 from kohort.plot.solving import Survival, survival
 
@@ -30,6 +31,7 @@ __all__ = [
     "NetworkDiagram",
     "ResponseCurve",
     "Spread",
+    "Success",
     "Survival",
     "Units",
     "Wall",
@@ -42,6 +44,7 @@ __all__ = [
     "network",
     "response_curve",
     "spread",
+    "success",
     "survival",
     "units",
     "wall",

@@ -43,11 +43,12 @@ class Units(Plane):
         placed = mosaic(ax, len(self.shown), self.columns, top=0.35, right=0.8)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         ends = ends_of(self.activations)
+        font = placed.font(f"unit {unit}" for unit in self.shown)
         surface: Any = None
         for unit, values, cell in zip(self.shown, self.activations, self.axes_, strict=True):
             surface = draw_activation(cell, self, values, ends)
             cell.set(**self.limits)
-            cell.set_title(f"unit {unit}", fontsize=placed.font, pad=3)
+            cell.set_title(f"unit {unit}", fontsize=font, pad=3)
             if self.x is not None:
                 size = 3 * min(1, max(0.5, math.sqrt(50 / len(self.x))))
                 cell.plot(*self.x.T, "o", color="white", markeredgecolor="black", markeredgewidth=0.3, markersize=size)

@@ -55,7 +55,7 @@ class Spread(Surface):
             dashes = [look["linestyle"] for look in looks]
             self.ax_.contour(self.xx0, self.xx1, self.share, levels=inside, linestyles=dashes, **style)
         if self.x is not None:
-            self.draw_samples(self.ax_, self.x, 6.0)
+            self.draw_samples(self.ax_, self.x, 7.5)
         self.name_axes(self.ax_)
         if ax is None:
             self._explain(region)
@@ -73,7 +73,7 @@ class Spread(Surface):
             line = {"colors": rcParams["text.color"], **{f"{name}s": how for name, how in self._line(BAND[2]).items()}}
             self.ax_.contour(self.xx0, self.xx1, most, levels=[BAND[2]], **line)
         if self.x is not None:
-            self.draw_samples(self.ax_, self.x, 6.0)
+            self.draw_samples(self.ax_, self.x, 7.5)
         self.name_axes(self.ax_)
         if is_ours:
             agreed = Line2D([], [], color=rcParams["text.color"], label="90 % agree", **self._line(BAND[2]))

@@ -13,7 +13,7 @@ from matplotlib import rcParams
 from matplotlib.collections import LineCollection
 
 from kohort.plot.sources import logs_of, names_of_outcomes
-from kohort.plot.style import BAND, COLOURS, Display, check_axes, halo, on_axes, set_ticks
+from kohort.plot.style import BAND, COLOURS, Display, check_axes, cover, halo, on_axes, set_ticks, show_faint_lines
 
 MAX_LINES = 200  # faint lines in a history; its record keeps every member
 HIGHER_IS_BETTER = {"acc", "accuracy", "auc", "iou", "precision", "recall", "score", "similarity"}
@@ -65,8 +65,7 @@ class HistoryCurves(Display):
             self.ax_.text(0.5, 0.5, "not finite", transform=self.ax_.transAxes, ha="center", va="center")
         if ax is None:
             legend = self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
-            for handle in legend.get_lines():
-                handle.set_alpha(1)  # a faint line is not to be seen by itself
+            show_faint_lines(legend)
         return self
 
     @property
@@ -85,10 +84,10 @@ class HistoryCurves(Display):
 
     def _draw_members(self, ax: Any) -> None:
         colour, every = self.look["color"], math.ceil(len(self.values) / MAX_LINES)
-        band = {"color": colour, "alpha": 0.3, "linewidth": 0, "zorder": 2}
+        band = {"color": colour, "alpha": cover(0.3), "linewidth": 0, "zorder": 2}
         ax.fill_between(self.epochs, *self.quantiles[[0, 2]], label="10 to 90 %", **band)
         ends = np.full(len(self.values), "") if self.ends is None else self.ends
-        drawn, faint = self.values[::every], {"alpha": min(0.3, 30 * every / len(self.values)), "linewidth": 0.4}
+        drawn, faint = self.values[::every], {"alpha": cover(min(0.3, 30 * every / len(self.values))), "linewidth": 0.4}
         self._draw_lines(ax, drawn[ends[::every] == ""], color=colour, **faint, zorder=1)
         ax.collections[-1].set_label(f"{len(drawn)} of {len(self.values)} members")
         for end, look in ENDS.items():

@@ -18,7 +18,7 @@ from kohort.plot.activations import draw_activation, ends_of
 from kohort.plot.blueprint import LayerDiagram, layers_of
 from kohort.plot.layers import answers_of, check_model
 from kohort.plot.plane import Plane, cut
-from kohort.plot.style import COLOURS, Display, check_axes, halo, on_axes
+from kohort.plot.style import COLOURS, Display, check_axes, on_axes
 
 MOST_UNITS, MOST_LAYERS = 16, 8  # beyond them a network is drawn as layers
 STEP = 1.9  # inches between layers
@@ -104,9 +104,8 @@ class NetworkDiagram(Display):
             self.ax_.add_collection(LineCollection([lines[i] for i in own], linewidths=widths, **style))
         places = _apart(np.array(lines)) if kernel.size <= NUMBERED and np.isfinite(kernel).all() else None
         if places is not None:
-            style = {"ha": "center", "va": "center", "fontsize": small, "path_effects": halo(), "zorder": 5}
             for (x, y), weight in zip(places, kernel.ravel(), strict=True):
-                self.ax_.text(x, y, _signed(weight), **style)
+                self._write(x, y, _signed(weight), small, va="center")
 
     def _draw_units(self, column: int, radius: float, small: float) -> None:
         places, is_input = self._places(column), column == 0
@@ -127,16 +126,12 @@ class NetworkDiagram(Display):
             if is_input and self.names:
                 self.ax_.text(x - radius - 0.08, y, self.names[i], ha="right", va="center", fontsize=small)
             elif not is_input and self.height / len(places) > 0.8:
-                self.ax_.text(
-                    x,
-                    y - radius - 0.06,
-                    _signed(biases[i]),
-                    ha="center",
-                    va="top",
-                    fontsize=small,
-                    zorder=5,
-                    path_effects=halo(),
-                )
+                self._write(x, y - radius - 0.06, _signed(biases[i]), small, va="top")
+
+    def _write(self, x: float, y: float, text: str, size: float, va: Any) -> None:
+        """Writes a number, of which no line that it stands on is to hide a point or a sign."""
+        box = {"boxstyle": "round,pad=0.1", "facecolor": rcParams["axes.facecolor"], "edgecolor": "none"}
+        self.ax_.text(x, y, text, ha="center", va=va, fontsize=size, bbox=box, zorder=5)
 
     def _draw_map(self, circle: Circle, values: np.ndarray, ends: tuple[float, float], sums: np.ndarray | None) -> None:
         """Draws the activation inside the circle, and the line where the unit's sum is zero."""

@@ -3,6 +3,11 @@
 In come a model or cohort, its data and how long to train; out comes a record of what each shown member answered at
 chosen epochs. The room exists because a boundary that settles, one that is stuck and one that never comes to rest look
 alike when the training is over.
+
+The compiled program returns at each chosen epoch, and what it holds then is asked for its answers. For 40 frames of 64
+networks 2-2-1 the returns take 0.05 s and the answers 0.05 s, of 2-32-32-1 half a second each, of five for the film.
+Snapshots handed out by the program itself would save the returns alone, and need another program, which takes a second
+to compile, and room for the states of all members in all frames.
 """
 
 import base64
@@ -73,8 +78,9 @@ class Film(Surface):
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         for cell, response in zip(self.axes_, self.responses[frame], strict=True):
             self.paint(cell, response, 4 * math.sqrt(placed.cell))
-        for text, said in zip(self._texts(placed), self._said(frame), strict=True):
-            text.set_text(said)
+        said = self._said()
+        for text, each in zip(self._texts(placed, said), said[frame], strict=True):
+            text.set_text(each)
         return self
 
     def save(self, path: Any, *, seconds: float | int = 6, dpi: int = 100) -> None:
@@ -128,7 +134,7 @@ class Film(Surface):
         shown, metric = self.responses.shape[1], f" · {self.metric}" * bool(self.metric)
         head = f"{shown} of {self.members} members: seed{metric}" if self.seeds else ""
         head, top = " · ".join(filter(None, [head, self.note])), 0.32
-        placed = mosaic(ax, shown, self.columns, top=0.85 if head else 0.62, across=ACROSS)
+        placed = mosaic(ax, shown, self.columns, top=0.85 if head else 0.62, across=ACROSS, names=self.entries)
         for cell in placed.axes:
             self.dress(cell, 4 * math.sqrt(placed.cell))
         placed.label(self.names, self.limits)
@@ -138,21 +144,26 @@ class Film(Surface):
         placed.explain(self, top, has_legend=ax is None)
         return placed
 
-    def _texts(self, placed: Mosaic) -> list:
+    def _texts(self, placed: Mosaic, said: list[list[str]]) -> list:
         """Makes the texts that change, still empty: the titles of the cells and the epoch."""
-        titles = [cell.set_title("", fontsize=placed.font, pad=3) for cell in placed.axes]
+        font = placed.font(title for each in said for title in each[:-1])
+        titles = [cell.set_title("", fontsize=font, pad=3) for cell in placed.axes]
         placed.write(LEFT, 0.1, "")
         return [*titles, placed.host.texts[-1]]
 
-    def _said(self, frame: int) -> list[str]:
-        """Returns these texts for one frame."""
-        head = f"epoch {self.epochs[frame]:,} of {self.epochs[-1]:,}"
-        values = np.full(self.responses.shape[1], np.nan) if self.values is None else self.values[frame]
+    def _said(self) -> list[list[str]]:
+        """Returns what these texts say in each frame."""
+        failed, values = self.failed, self.values
+        values = np.full(self.responses.shape[:2], np.nan) if values is None else values
+        return [self._titles(*of) for of in zip(self.epochs, failed, values, strict=True)]
+
+    def _titles(self, epoch: Any, failed: np.ndarray, values: np.ndarray) -> list[str]:
+        head = f"epoch {epoch:,} of {self.epochs[-1]:,}"
         numbers = [f" · {value:.3g}" if np.isfinite(value) else "" for value in values]
         if not self.seeds:
             return ["", head + numbers[0].replace("· ", f"· {self.metric} ")]
-        titles = zip(self.failed[frame], self.seeds, numbers, strict=True)
-        return [*(f"{FAILED} " * bool(failed) + f"{seed}{number}" for failed, seed, number in titles), head]
+        titles = zip(failed, self.seeds, numbers, strict=True)
+        return [*(f"{FAILED} " * bool(is_failed) + f"{seed}{number}" for is_failed, seed, number in titles), head]
 
     @property
     def failed(self) -> np.ndarray:
@@ -165,17 +176,22 @@ class Film(Surface):
         )
 
     def _drawn(self, placed: Mosaic, canvas: FigureCanvasAgg, dpi: int) -> list[Image.Image]:
-        """Draws what stays once, and into a copy of it for each frame the answers, and the texts that change."""
+        """Draws what stays once, and for each frame over a copy of it the answers, and the texts that change."""
         boxes, glass = self._glass(placed, canvas)
         canvas.draw()
-        ground, texts, images = canvas.copy_from_bbox(canvas.figure.bbox), self._texts(placed), []
+        drawn = np.asarray(canvas.buffer_rgba())  # the canvas itself: what is written into it is drawn
+        ground, every, images = drawn.copy(), self._said(), []
+        texts = self._texts(placed, every)
         line = 4 * math.sqrt(placed.cell) * dpi / 72 / (6 if self.levels is None else 15)
-        for frame, responses in enumerate(self.responses):
-            canvas.restore_region(ground)
-            for text, said in zip(texts, self._said(frame), strict=True):
-                text.set_text(said)
-                canvas.figure.draw_artist(text)
-            image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        for responses, frame in zip(self.responses, every, strict=True):
+            for text, said in zip(texts, frame, strict=True):
+                if text.get_text() != said:
+                    (left, bottom), (right, top) = text.get_window_extent().get_points().astype(int)
+                    box = slice(len(drawn) - top - 2, len(drawn) - bottom + 1), slice(left - 1, right + 2)
+                    drawn[box] = ground[box]
+                    text.set_text(said)
+                    canvas.figure.draw_artist(text)
+            image = drawn[..., :3].copy()
             cells = pixels(self, responses, boxes[0][1].stop - boxes[0][1].start, max(1.0, line))
             for box, cell, pane in zip(boxes, cells, glass, strict=True):
                 share = pane[..., 3:].astype(np.uint16)

@@ -45,22 +45,23 @@ class Wall(Surface):
 
     def plot(self, ax: Any = None) -> "Wall":
         """Draws the record in place of `ax`, or in a figure made here, and returns it."""
-        placed = mosaic(ax, len(self.seeds), self.columns, top=0.6)
+        placed = mosaic(ax, len(self.seeds), self.columns, top=0.6, names=self.entries)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
+        failed = np.zeros(len(self.seeds), bool) if self.failed is None else self.failed
+        titles = [self._title(i, failed[i]) for i in range(len(self.seeds))]
         for i, cell in enumerate(self.axes_):
             self.paint(cell, self.responses[i], 4 * math.sqrt(placed.cell))
-            is_failed = self.failed is not None and bool(self.failed[i])
-            cell.set_title(self._title(i, is_failed), fontsize=placed.font, pad=3)
-            if is_failed:
+            cell.set_title(titles[i], fontsize=placed.font(titles), pad=3)
+            if failed[i]:
                 cell.spines[:].set(linestyle=(0, (2, 2)), linewidth=1.2)
         placed.label(self.names, self.limits)
         placed.write(LEFT, 0.1, self._head() + (f" · {self.note}" if self.note else ""))
         placed.explain(self, 0.32, has_legend=ax is None)
         return self
 
-    def _title(self, i: int, is_failed: bool) -> str:
+    def _title(self, i: int, is_failed: Any) -> str:
         value = "" if self.values is None else f" · {self.values[i]:.3g}"
-        return f"{FAILED} " * is_failed + f"seed {self.seeds[i]}{value}"
+        return f"{FAILED} " * bool(is_failed) + f"seed {self.seeds[i]}{value}"
 
     def _head(self) -> str:
         head = f"{len(self.seeds)} of {self.members} members: seed" + (f" · last {self.metric}" if self.metric else "")

@@ -48,19 +48,20 @@ class Minima(Surface):
     def plot(self, ax: Any = None) -> "Minima":
         """Draws the most frequent groups in place of `ax`, or in a figure made here, and returns the record."""
         shown = min(self.shown, len(self.counts))
-        placed = mosaic(ax, shown, self.columns, top=0.6, lines=2)
+        placed = mosaic(ax, shown, self.columns, top=0.6, lines=2, names=self.entries)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
+        titles = [self._title(i) for i in range(shown)]
         for i, cell in enumerate(self.axes_):
             self.paint(cell, self.responses[i], 4 * math.sqrt(placed.cell))
-            share = f"{100 * self.counts[i] / len(self.group):.3g} %"
-            title = f"{self.counts[i]} ({share})\n{self.metric} {self.losses[i]:.3g}"
-            cell.set_title(title, fontsize=placed.font, pad=3)
+            cell.set_title(titles[i], fontsize=placed.font(titles), pad=3)
         placed.label(self.names, self.limits)
         placed.write(LEFT, 0.1, self._head(shown))
-        if ax is None and self.levels is None:
-            place = {"loc": "upper left", "bbox_to_anchor": placed.at(LEFT - 0.1, 0.25), "borderaxespad": 0.0}
-            self.draw_legend(self.figure_, **place, fontsize=9, ncols=len(self.classes) + self.undecided_)
+        placed.explain(self, 0.32, has_legend=ax is None)
         return self
+
+    def _title(self, i: int) -> str:
+        share = f"{100 * self.counts[i] / len(self.group):.3g} %"
+        return f"{self.counts[i]} ({share})\n{self.metric} {self.losses[i]:.3g}"
 
     def _head(self, shown: int) -> str:
         rarer, diverged = int(self.counts[shown:].sum()), int((self.group < 0).sum())

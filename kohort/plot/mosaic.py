@@ -5,6 +5,7 @@ and a layout engine take seconds for 64 of them. The room exists so that all pic
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ from matplotlib.axes import Axes
 
 from kohort.plot.style import check_axes
 
-GAP, TITLE = 0.06, 0.22  # inches between cells, and above each of them
+GAP, TITLE = 0.06, 0.25  # inches between cells, and above each of them
 LEFT, BOTTOM = 0.42, 0.45  # inches for the labels
+LETTER = 0.62 / 72  # inches that a letter of one point takes across, about
 
 
 @dataclass(kw_only=True)
@@ -26,12 +28,13 @@ class Mosaic:
     size: np.ndarray
     cell: float  # side of a cell
     top: float  # above the cells
+    columns: int = 1  # of a legend
     axes: list = field(default_factory=list)
 
-    @property
-    def font(self) -> float:
-        """The size of the letters above a cell, in points."""
-        return min(10.0, max(4.0, 5 * self.cell))
+    def font(self, titles: Iterable[str]) -> float:
+        """Returns the size of letters above cells, in points: as large as the longest line of these titles allows."""
+        longest = max(len(line) for title in titles for line in [*title.split("\n"), " "])
+        return min(10.0, max(4.0, self.cell / (LETTER * longest)))
 
     def explain(self, surface: Any, top: float, has_legend: bool) -> None:
         """Tells, so many inches below the upper edge, what the regions of all cells mean: levels, or classes."""
@@ -41,12 +44,17 @@ class Mosaic:
             self.write(LEFT, top, f"lines at answers from {ends} {steps}, light: high", fontsize=9)
         elif has_legend:
             place = {"loc": "upper left", "bbox_to_anchor": self.at(LEFT - 0.1, top - 0.07), "borderaxespad": 0.0}
-            surface.draw_legend(self.host.figure, **place, fontsize=9, ncols=len(surface.classes) + surface.undecided_)
+            surface.draw_legend(self.host.figure, **place, fontsize=9, ncols=self.columns)
 
-    def write(self, left: float, top: float, text: str, **style: Any) -> None:
+    def write(self, left: float, top: float, text: str, fontsize: float | int = 10) -> None:
         """Writes a line so many inches from the left and from the top."""
-        place = left / self.size[0], 1 - top / self.size[1]
-        self.host.text(*place, text, va="top", transform=self.host.transAxes, **style)
+        place, style = (left / self.size[0], 1 - top / self.size[1]), self._style(text, fontsize, self.size[0] - left)
+        self.host.text(*place, text, va="top", **style)
+
+    def _style(self, text: str, fontsize: float | int, room: float) -> dict:
+        """Returns how a line is written that has so many inches, and which is to take no room from the cells."""
+        size = min(fontsize, max(4.0, room / (LETTER * max(1, len(text)))))
+        return {"transform": self.host.transAxes, "fontsize": size, "in_layout": False}
 
     def at(self, left: float, top: float) -> tuple[float, float]:
         """Returns a place, so many inches from the left and from the top, as a part of the figure."""
@@ -57,13 +65,20 @@ class Mosaic:
         """Names both axes of all cells, with their ends."""
         texts = [f"{name}, {low:.3g} to {high:.3g}" for name, (low, high) in zip(names, limits.values(), strict=True)]
         middle = 0.5 * (1 + LEFT / self.size[0]), 0.5 * (1 + (BOTTOM - self.top) / self.size[1])
-        style = {"transform": self.host.transAxes, "fontsize": 9}
-        self.host.text(middle[0], 0.1 / self.size[1], texts[0], ha="center", va="bottom", **style)
-        self.host.text(0.08 / self.size[0], middle[1], texts[1], ha="left", va="center", rotation=90, **style)
+        styles = [self._style(text, 9, room - LEFT) for text, room in zip(texts, self.size, strict=True)]
+        self.host.text(middle[0], 0.1 / self.size[1], texts[0], ha="center", va="bottom", **styles[0])
+        self.host.text(0.08 / self.size[0], middle[1], texts[1], ha="left", va="center", rotation=90, **styles[1])
 
 
 def mosaic(
-    ax: Any, count: int, columns: int, top: float, lines: int = 1, right: float = 0.0, across: float = 11.0
+    ax: Any,
+    count: int,
+    columns: int,
+    top: float,
+    lines: int = 1,
+    right: float = 0.0,
+    across: float = 11.0,
+    names: Sequence[str] = (),
 ) -> Mosaic:
     """Places `count` cells in rows, with room for a title of so many lines above each.
 
@@ -75,20 +90,24 @@ def mosaic(
         lines: Lines of text above each cell.
         right: Inches at the right of them, for a colour bar.
         across: Inches of a row of cells in a new figure, about; a cell has from 1 to 3.
+        names: What a legend above the cells names, in a new figure; `top` has room for one row of it.
     """
     check_axes(ax)
-    columns, title = min(columns, count), TITLE + 0.15 * (lines - 1)
+    columns, title = min(columns, count), TITLE + 0.17 * (lines - 1)
     rows = math.ceil(count / columns)
     if ax is None:
         cell = min(3.0, max(1.3 * across / 11, across / columns))
-        size = np.array([max(4.2, LEFT + columns * (cell + GAP) + right), top + BOTTOM + rows * (cell + title)])
+        across = max(4.2, LEFT + columns * (cell + GAP) + right)
+        entries = max(1, int((across - LEFT) / (0.55 + 9 * LETTER * max(map(len, names), default=1))))
+        top += 0.2 * (math.ceil(len(names) / entries) - 1) if names else 0
+        size = np.array([across, top + BOTTOM + rows * (cell + title)])
         host = plt.figure(figsize=tuple(size)).add_axes((0, 0, 1, 1))
     else:
-        host, size = ax, ax.get_window_extent().size / ax.figure.dpi
+        host, entries, size = ax, 1, ax.get_window_extent().size / ax.figure.dpi
         fitting = (size[0] - LEFT - right) / columns - GAP
         cell = max(0.1, min(fitting, (size[1] - top - BOTTOM) / rows - title))
     host.set_axis_off()
-    placed = Mosaic(host=host, size=size, cell=cell, top=top)
+    placed = Mosaic(host=host, size=size, cell=cell, top=top, columns=max(1, min(len(names), entries)))
     for i in range(count):
         row, column = divmod(i, columns)
         corner = [LEFT + column * (cell + GAP), size[1] - top - (row + 1) * (cell + title)]

@@ -26,23 +26,27 @@ def pixels(surface: Surface, responses: np.ndarray, size: int, line: float) -> n
         size: Pixels along each side.
         line: Width of the lines where the answer changes, in pixels.
     """
-    known = np.asarray(np.isfinite(responses).all(axis=tuple(range(1, responses.ndim))))
-    responses = np.where(known.reshape(-1, *[1] * (responses.ndim - 1)), responses, 0).astype("float32")
+    known = np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)), keepdims=True)
+    responses = np.where(known, responses, 0).astype("float32")
+    known = known.reshape(-1, 1, 1)
     with np.errstate(over="ignore", invalid="ignore"):  # on its way to divergence a member may answer anything
-        zones, depth, palette = (_classes if surface.levels is None else _levels)(surface, responses, size)
-    depth[~known[:, None, None] | ~_beside_a_change(zones, math.ceil((line - 1) / 2))] = np.inf
+        zones, lines, heights, palette = (_classes if surface.levels is None else _levels)(surface, responses, size)
+        beside = np.nonzero(known & lines & _beside_a_change(zones, math.ceil((line - 1) / 2)))
+        depth = _heights_above(surface, heights[beside]) / _slopes(heights, *beside)
     ground, text, black = 255 * to_rgba_array([rcParams["axes.facecolor"], rcParams["text.color"], "black"])[:, :3]
     stripes = (np.arange(size)[:, None] - np.arange(size)) % STRIPE == 0
     zones[(zones == len(palette)) & stripes] += 1
-    zones[~known] = len(palette)
-    images = np.vstack([255 * palette[:, :3], [ground, 0.6 * ground + 0.4 * text]]).astype("float32")[zones]
-    covered = np.clip((1 + line) / 2 - depth, 0, 1)[..., None]  # how much of each pixel a line covers
-    images += covered * ((text if surface.levels is None else black).astype("float32") - images)
-    return np.rint(images).astype("uint8")[:, ::-1]
+    zones[~np.broadcast_to(known, zones.shape)] = len(palette)
+    colours = np.vstack([255 * palette[:, :3], [ground, 0.6 * ground + 0.4 * text]])
+    images = np.rint(colours).astype("uint8")[zones]
+    covered = np.clip((1 + line) / 2 - depth, 0, 1)[:, None]  # how much of each pixel a line covers
+    under = colours[zones[beside]]
+    images[beside] = np.rint(under + covered * ((text if surface.levels is None else black) - under))
+    return images[:, ::-1]
 
 
-def _classes(surface: Surface, responses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the class of each pixel (one more: undecided), its distance from a boundary, and the classes' colours."""
+def _classes(surface: Surface, responses: np.ndarray, size: int) -> tuple:
+    """Returns the class of each pixel (one more: undecided), where lines may be, the leads, and the colours."""
     from scipy.ndimage import binary_dilation
 
     scores = scores_of(responses, surface.threshold)
@@ -52,20 +56,29 @@ def _classes(surface: Surface, responses: np.ndarray, size: int) -> tuple[np.nda
     open_, around = (np.asarray(of)[:, nearest][:, :, nearest] for of in (open_, around))
     scores = enlarged(scores, size)
     first, second = two_best(scores)
-    zones, depth = scores.argmax(axis=0), _distance(first - second, first - second)
-    zones[open_], depth[around] = len(scores), np.inf  # no line is drawn where it would be rounding
-    return zones, depth, tints(len(scores))
+    zones = np.zeros(first.shape, "uint8")
+    for k in reversed(range(len(scores))):  # of equal ones the first
+        zones[scores[k] == first] = k
+    zones[open_] = len(scores)
+    return zones, ~around, first - second, tints(len(scores))  # no line is drawn where it would be rounding
 
 
-def _levels(surface: Surface, responses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns between which levels each pixel is, its distance from one of them, and the colours between them."""
+def _levels(surface: Surface, responses: np.ndarray, size: int) -> tuple:
+    """Returns between which levels each pixel is, where lines may be, the heights, and the colours between levels."""
     heights, levels = enlarged(responses, size), np.asarray(surface.levels, "float32")
-    zones = np.searchsorted(levels, heights)
-    ends = [levels[np.clip(zones - below, 0, len(levels) - 1)] for below in (0, 1)]
-    nearest = np.minimum(*(np.abs(heights - end) for end in ends))
+    zones = np.searchsorted(levels, heights).astype("uint8")
     middles = (levels[:-1] + levels[1:]) / 2
     shades = np.concatenate([[0], (middles - levels[0]) / (levels[-1] - levels[0]), [1]])
-    return zones, _distance(nearest, heights), colormaps[NUMBERS](shades)
+    return zones, np.True_, heights, colormaps[NUMBERS](shades)
+
+
+def _heights_above(surface: Surface, heights: np.ndarray) -> np.ndarray:
+    """Returns how far heights are from the next line: leads from 0, answers from a level."""
+    if surface.levels is None:
+        return heights
+    levels = np.asarray(surface.levels, "float32")
+    zones = np.searchsorted(levels, heights)
+    return np.minimum(*(np.abs(heights - levels[np.clip(zones - below, 0, len(levels) - 1)]) for below in (0, 1)))
 
 
 def enlarged(values: np.ndarray, size: int) -> np.ndarray:
@@ -90,17 +103,13 @@ def _beside_a_change(zones: np.ndarray, far: int) -> np.ndarray:
     return binary_dilation(beside, np.ones((1, 3, 3)), iterations=far) if far else beside
 
 
-def _distance(values: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """Returns how many pixels it is from each to where `values` is 0, by the slope of the heights there."""
-    slopes = [_slope(heights, axis) for axis in (-2, -1)]
-    return values / np.maximum(np.hypot(*slopes), np.finfo("float32").tiny)
+def _slopes(heights: np.ndarray, member: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Returns how steep the heights are at some pixels: along each axis by the steeper step, also across a kink."""
+    last, own = heights.shape[-1] - 1, heights[member, row, column]
 
+    def step(rows: int, columns: int) -> np.ndarray:
+        beside = (row + rows).clip(0, last), (column + columns).clip(0, last)
+        return np.abs(heights[member, *beside] - own)
 
-def _slope(heights: np.ndarray, axis: int) -> np.ndarray:
-    """Returns the steeper of the steps to the pixel before and to the one after, also across a kink."""
-    steps = np.abs(np.diff(heights, axis=axis))
-    none = [(0, 0)] * (heights.ndim - 1)
-    none = [*none, (1, 0)] if axis == -1 else [*none[:-1], (1, 0), (0, 0)]
-    before = np.pad(steps, none)
-    after = np.pad(steps, [pair[::-1] for pair in none])
-    return np.maximum(before, after)
+    steps = [np.maximum(step(*to), step(-to[0], -to[1])) for to in ((1, 0), (0, 1))]
+    return np.maximum(np.hypot(*steps), np.finfo("float32").tiny)

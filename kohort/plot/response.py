@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection
 
 from kohort import data
 from kohort.plot.plane import MARGIN
-from kohort.plot.style import BAND, COLOURS, Display, check_axes, halo, on_axes, require
+from kohort.plot.style import BAND, COLOURS, Display, check_axes, cover, halo, on_axes, require, show_faint_lines
 
 MAX_LINES = 200  # faint lines; the record keeps every member
 
@@ -64,17 +64,16 @@ class ResponseCurve(Display):
         if ax is None:
             title = f"without {self.diverged} diverged" if self.diverged else None
             legend = self.figure_.legend(loc="outside upper center", ncols=4, frameon=False, title=title)
-            for handle in legend.get_lines():
-                handle.set_alpha(1)  # a faint line is not to be seen by itself
+            show_faint_lines(legend)
         return self
 
     def _draw_members(self, ax: Any, low: np.ndarray, high: np.ndarray) -> None:
-        band = {"color": COLOURS[0], "alpha": 0.3, "linewidth": 0, "zorder": 2}
+        band = {"color": COLOURS[0], "alpha": cover(0.3), "linewidth": 0, "zorder": 2}
         ax.fill_between(self.grid, low, high, label="10 to 90 %", **band)
         every = math.ceil(len(self.responses) / MAX_LINES)
         drawn = self.responses[::every]
         lines = np.stack([np.broadcast_to(self.grid, drawn.shape), drawn], axis=-1)
-        faint = {"alpha": min(0.4, 30 * every / len(self.responses)), "linewidth": 0.5, "color": COLOURS[0]}
+        faint = {"alpha": cover(min(0.4, 30 * every / len(self.responses))), "linewidth": 0.5, "color": COLOURS[0]}
         label = f"{len(drawn)} of {len(self.responses)} members"
         ax.add_collection(LineCollection(list(lines), **faint, zorder=1, label=label))
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from kohort.plot.sources import check_cohort, criterion
-from kohort.plot.style import COLOURS, Display, check_axes, on_axes, set_ticks
+from kohort.plot.style import COLOURS, Display, check_axes, cover, on_axes, set_ticks
 from kohort.survival import survival_curve
 
 
@@ -42,7 +42,7 @@ class Survival(Display):
         """Draws the record on `ax`, or in a figure made here, and returns it."""
         self.ax_ = on_axes(ax, (6.4, 4.4))
         self.figure_ = self.ax_.figure
-        band = {"step": "post", "color": COLOURS[0], "alpha": 0.3, "linewidth": 0}
+        band = {"step": "post", "color": COLOURS[0], "alpha": cover(0.3), "linewidth": 0}
         label = f"{100 * self.confidence:g} % interval"
         self.ax_.fill_between(self.epochs, self.low, self.high, label=label, **band)
         solved = int(np.isfinite(self.first).sum())

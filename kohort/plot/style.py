@@ -4,13 +4,16 @@ In come axes, or none, and values that must hold; out go axes to draw on and the
 when a record is drawn. The room exists so that all pictures look alike, on light and on dark ground.
 """
 
+import io
+from collections.abc import Callable
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import color_sequences, rcParams
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgba_array
+from matplotlib.colors import LinearSegmentedColormap, to_rgb, to_rgba_array
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
@@ -26,11 +29,25 @@ BAND = (0.1, 0.5, 0.9)  # the quantiles that stand for many members
 class Display:
     """What a picture keeps and how it says so: its arrays by their shapes, and never their values."""
 
+    figure_: Any  # once drawn
+    plot: Callable  # draws it
+
     def __repr__(self) -> str:
         """Names the arrays with their shapes, and what else is short."""
         kept = {name: value for name, value in vars(self).items() if not name.endswith("_")}
         said = filter(None, [_said(name, value) for name, value in kept.items()])
         return f"{type(self).__name__}({', '.join(said)})"
+
+    def _repr_png_(self) -> bytes:
+        """Shows the picture in a notebook, which then does not show it a second time as a figure that is still open."""
+        if self.figure_ is None:
+            self.plot()
+        figure: Any = self.figure_
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+        if "inline" in matplotlib.get_backend():
+            plt.close(figure)
+        return drawn.getvalue()
 
 
 def _said(name: str, value: Any) -> str:
@@ -67,10 +84,16 @@ def set_ticks(axis: Any, **choice: Any) -> None:
         axis.get_major_locator().set_params(**choice)
 
 
+def cover(share: float) -> float:
+    """Returns how much of the ground a faint colour covers: of a dark one more, on which it would not be seen."""
+    is_dark = sum(to_rgb(rcParams["axes.facecolor"])) < 1.5
+    return min(1.0, 1.5 * share) if is_dark else share
+
+
 def tints(n: int) -> np.ndarray:
     """Returns the colours of the regions of n classes, between a class's own and the ground."""
     own, ground = [COLOURS[k % 10] for k in range(n)], rcParams["axes.facecolor"]
-    return 0.3 * to_rgba_array(own) + 0.7 * to_rgba_array(ground)
+    return cover(0.3) * to_rgba_array(own) + (1 - cover(0.3)) * to_rgba_array(ground)
 
 
 def between_classes() -> LinearSegmentedColormap:
@@ -78,6 +101,12 @@ def between_classes() -> LinearSegmentedColormap:
     first, ground, second = to_rgba_array([COLOURS[0], rcParams["axes.facecolor"], COLOURS[1]])
     first, second = (0.65 * own + 0.35 * ground for own in (first, second))
     return LinearSegmentedColormap.from_list("classes", [first, ground, second])
+
+
+def show_faint_lines(legend: Any) -> None:
+    """Draws the lines of a legend so that they are seen: a faint one is not to be seen by itself."""
+    for line in legend.get_lines():
+        line.set(alpha=1, linewidth=max(1.0, line.get_linewidth()))
 
 
 def halo(width: float = 2.5) -> list:

@@ -51,7 +51,7 @@ class Surface(Plane):
         """Draws what stays where the response changes: the samples, the frame and the limits."""
         ax.spines[:].set_linewidth(size / 6)
         if self.x is not None:
-            self.draw_samples(ax, self.x, size * min(1, max(0.4, math.sqrt(50 / len(self.x)))))
+            self.draw_samples(ax, self.x, size)
         ax.set(**self.limits)
 
     def paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
@@ -90,15 +90,20 @@ class Surface(Plane):
     def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
         """Writes each class where it leads most, away from the edges: colour alone would not tell."""
         inner = (slice(len(self.xx0) // 6, len(self.xx0) - len(self.xx0) // 6),) * 2
+        room, written = 1.6 * style["fontsize"] * ax.figure.dpi / 72, np.empty((0, 2))
         for k, name in enumerate(self.classes):
             lead = np.where(undecided(scores), 0, scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
             best = lead.argmax()
             if lead.flat[best] > 0:
                 place = self.xx0[inner].flat[best], self.xx1[inner].flat[best]
-                ax.text(*place, f"{name:g}", ha="center", va="center", **style)
+                pixels = ax.transData.transform(place)
+                if (np.hypot(*(written - pixels).T) > room).all():  # else the legend alone names it
+                    written = np.vstack([written, pixels])
+                    ax.text(*place, f"{name:g}", ha="center", va="center", **style)
 
     def draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
-        """Draws the samples with the shape and colour of their class, or the colour of their number."""
+        """Draws the samples with the shape and colour of their class, or the colour of their number; many are small."""
+        size *= min(1.0, max(0.4, math.sqrt(50 / len(x))))
         if self.targets is not None and self.levels is not None:
             ends = {"vmin": self.levels[0], "vmax": self.levels[-1], "cmap": NUMBERS}
             # The colours are the same on light and dark ground, so the edges are, too: black in white.
@@ -131,6 +136,11 @@ class Surface(Plane):
             names.append("undecided")
         names += [artist.get_label() for artist in more]
         figure.legend([*handles, *more], names, frameon=False, **place)
+
+    @property
+    def entries(self) -> list[str]:
+        """What a legend may have to name: the classes, and what is undecided; of a regression nothing."""
+        return [] if self.levels is not None else [*(look["label"] for look in self.looks()), "undecided"]
 
     def looks(self) -> list[dict]:
         """Gives each class a shape, a colour and a name."""

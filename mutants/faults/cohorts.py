@@ -217,6 +217,13 @@ FAULTS = [
         ("tests/test_plot_film.py::test_a_cohorts_film_is_what_keras_answers_at_these_epochs",),
     ),
     Fault(
+        "rate-at-the-place-of-another",
+        "kohort/plot/rates.py",
+        "return tuple(sorted(values)) if _are_numbers(values) else values",
+        "return values",
+        ("tests/test_plot_rates.py::test_the_rates_are_those_of_plain_keras",),
+    ),
+    Fault(
         "logs-of-the-first-lanes",
         "kohort/curves.py",
         "members if (np.diff(members) != 1).any() else slice",
