@@ -53,6 +53,7 @@ PRIVATE = {
     "Model._loss_tracker": lambda m: isinstance(m._loss_tracker, keras.metrics.Mean),
     "Model._get_metrics_result_or_logs": lambda m: callable(m._get_metrics_result_or_logs),
     "Model._should_eval": lambda m: list(inspect.signature(m._should_eval).parameters) == ["epoch", "validation_freq"],
+    "Model._flatten_metrics_in_order": lambda m: m._flatten_metrics_in_order({"loss": 1.0, "mae": 2.0}) == [1.0, 2.0],
     "Model._initial_epoch": lambda m: m._initial_epoch is None,
     "MonitorCallback._set_monitor_op": lambda m: (
         hasattr(keras.callbacks.EarlyStopping(), "monitor_op")

@@ -34,8 +34,8 @@ FAULTS = [
     Fault(
         "batch-order-of-the-neighbour",
         "kohort/lots.py",
-        "zip(block.members[: block.own].tolist(), rows, strict=False):",
-        "zip(block.members[: block.own].tolist()[::-1], rows, strict=False):",
+        "zip(numbers, each, map(rows.__getitem__, lanes), strict=True):",
+        "zip(numbers, each, map(rows.__getitem__, lanes[::-1]), strict=True):",
         (f"{COHORT}test_member_is_keras_to_rounding[dense]",),
     ),
     Fault(
@@ -55,8 +55,8 @@ FAULTS = [
     Fault(
         "members-mixed",
         "kohort/curves.py",
-        "kept[:, rows] = own.swapaxes(0, 1)",
-        "kept[:, rows] = (own - own.mean(0) + own[:1]).swapaxes(0, 1)",
+        "kept[:, rows] = own\n",
+        "kept[:, rows] = own - own.mean(1, keepdims=True) + own[:, :1]\n",
         (f"{COHORT}test_diverged_member_leaves_its_neighbours",),
     ),
     Fault(
@@ -176,9 +176,16 @@ FAULTS = [
     Fault(
         "stopped-members-draw-on",
         "kohort/lots.py",
-        "for number in np.flatnonzero(ran[self.members] < count).tolist():",
-        "for number in []:",
+        "short = np.flatnonzero(ran < count)\n",
+        "short = np.flatnonzero(ran < 0)\n",
         (f"{CALLBACKS}test_exact_members_are_guided_as_by_keras_bit_for_bit[patience]",),
+    ),
+    Fault(
+        "second-half-of-a-round-draws-what-the-first-drew",
+        "kohort/rounds.py",
+        "from_here = trained.generators if part.start == epochs.start else drawn",
+        "from_here = trained.generators",
+        ("tests/test_lots.py::test_a_block_that_is_halved_trains_as_one_that_is_not[list]",),
     ),
     Fault(
         "lanes-are-mixed-up",
