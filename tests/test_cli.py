@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and with which exit code; one clear message where something is wrong."""
 
+import doctest
 import json
 import os
 import re
@@ -33,6 +34,7 @@ hidden = [2, 4]
 loss = 0.2
 """
 COMMANDS = ("study", "table", "show", "export", "fit", "predict", "run", "demo")
+ROOT = Path(__file__).parents[1]
 SCRIPT = Path(sys.executable).with_name("kohort")
 
 
@@ -257,6 +259,24 @@ def test_help_of_a_study_names_every_key(capsys):
         cli.main(["study", "--help"])
     printed = capsys.readouterr().out
     assert [key for key in (*study_file.KEYS, *study_file.TABLE_KEYS) if key not in printed] == []
+
+
+@pytest.mark.slow
+def test_readme_shows_the_example_and_what_it_prints(tmp_path, capsys):
+    example = ROOT / "examples" / "xor.toml"
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(r"```toml\n(.*?)```", readme, re.DOTALL)[1] in example.read_text()
+    said = re.search(r"kohort study examples/xor.toml .*?```text\n(.*?)```", readme, re.DOTALL)[1]
+    out = told(capsys, "study", example, "--store", tmp_path / "xor.kohort", "--quiet").out
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.OutputChecker().check_output(said, out, options), out
+
+
+def test_every_command_is_in_the_docs():
+    page = (ROOT / "docs" / "command.md").read_text()
+    assert [
+        command for command in COMMANDS if f"`kohort {command} " not in page and f"`kohort {command}`" not in page
+    ] == []
 
 
 def script(*words, **options):
