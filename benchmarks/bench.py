@@ -1,7 +1,7 @@
 """Compares kohort with plain Keras, and with what else is installed, in one run.
 
-In come XOR, moons, moons as a stream, with a callback and with members that stop, and cohorts of thousands; out go a
-table of figures beside what each must reach, and one of times and losses.
+In come XOR, moons, moons as a stream, with a callback and with members that stop, cohorts of thousands, and a study;
+out go a table of figures beside what each must reach, and one of times and losses.
 Every contender has a process and a cache folder of its own and works only when told to: those of a problem take turns
 (A B C A B C ...), so that a busy moment of the machine meets them all. A ratio is formed within each round; the median
 over the rounds counts, the lowest and the highest stand beside it.
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import contenders
 import many
 import results
+import studies
 from contenders import CALLBACKS, MOONS, STOPPING, STREAM, XOR, Fit, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -341,20 +342,31 @@ def memory_rows(problem: Problem, settings: Settings) -> Iterator[Row]:
     yield Row(case(problem, problem.members), what, "memory after the tenth", f"{growth:+.1f} MiB")
 
 
+def measured(function: Callable, *arguments: Any) -> Any:
+    """Runs a function in a process of its own, and returns what it sends."""
+    process = Process(function.__name__, function, *arguments)
+    told = process.receive()
+    process.close()
+    say(f"{function.__name__}: {told}")
+    return told
+
+
 def many_rows(settings: Settings) -> Iterator[Row]:
     """Measures cohorts of thousands."""
-
-    def measured(function: Callable, *arguments: Any) -> Any:
-        process = Process(function.__name__, function, *arguments)
-        told = process.receive()
-        process.close()
-        say(f"{function.__name__}: {told}")
-        return told
-
     rates = (
         tuple(each._replace(problem=quick(each.problem)) for each in many.RATES) if settings is QUICK else many.RATES
     )
-    for problem, what, against, figures, unit, least in many.rows(measured, settings.sizes, rates):
+    return figure_rows(many.rows(measured, settings.sizes, rates))
+
+
+def study_rows(settings: Settings) -> Iterator[Row]:
+    """Measures a study from the command line."""
+    return figure_rows(studies.rows(measured, min(3, settings.rounds), settings is QUICK))
+
+
+def figure_rows(found: Iterator[tuple]) -> Iterator[Row]:
+    """Returns what was measured as lines of the first table; below 0 stands the most that a figure may be."""
+    for problem, what, against, figures, unit, least in found:
         names = case(problem, problem.members) if isinstance(problem, Problem) else problem, what, against
         middle = statistics.median(figures)
         goal = ("–", "–")
@@ -384,6 +396,7 @@ def sections(settings: Settings) -> dict[str, Callable[[], tuple]]:
         "compilations": lambda: ([row for problem in settings.problems for row in compilation_rows(problem)], []),
         "memory": lambda: (list(memory_rows(xor, settings)), []),
         "many": lambda: (list(many_rows(settings)), []),
+        "study": lambda: (list(study_rows(settings)), []),
     }
 
 

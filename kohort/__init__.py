@@ -7,13 +7,23 @@ __version__ = "0.1.0"
 
 
 def _is_command() -> bool:
-    """Says whether Python imports the package on its way to `python -m kohort`, which loads the rest when it is needed.
+    """Says whether Python imports the package on its way to a command, which loads the rest when it is needed.
 
-    As long as Python looks for the module that it is to run, `sys.argv[0]` is "-m".
+    Either to `python -m kohort`: as long as Python looks for the module that it is to run, `sys.argv[0]` is "-m". Or to
+    `kohort.cli`, for the script `kohort`, which imports nothing else of it.
     """
     argv = getattr(sys, "argv", [])
-    module = sys.orig_argv[-len(argv)] if argv[:1] == ["-m"] else ""
-    return module == "kohort" or (module.startswith("-") and module.endswith("mkohort"))
+    if argv[:1] == ["-m"]:
+        module = sys.orig_argv[-len(argv)]
+        return module == "kohort" or (module.startswith("-") and module.endswith("mkohort"))
+    if "kohort.cli" in sys.modules or not os.path.basename("".join(argv[:1])).startswith("kohort"):
+        return False
+    import inspect
+
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") != "__main__":
+        frame = frame.f_back
+    return frame is not None and "kohort.cli" in frame.f_code.co_names
 
 
 if not _is_command():

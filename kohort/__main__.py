@@ -45,7 +45,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         prog="python -m kohort",
         usage="python -m kohort [options] (script.py | -m module) [arguments]",
         description="Runs a script with kohort installed: every model.fit that can runs compiled, with the same "
-        "numbers. The script is not changed.",
+        "numbers. The script is not changed. `kohort run` does the same; `kohort --help` tells of other commands.",
         allow_abbrev=False,
     )
     parser.add_argument("--report", action="store_true", help="at exit, tell what ran compiled, what did not, and why")

@@ -62,7 +62,7 @@ class Curves:
                 for number, its_epochs in zip(members[ran < count], ran[ran < count], strict=True):
                     kept[its_epochs:, number] = np.nan
                 if prefix and validates is not None:
-                    kept[~validates[:count], rows] = np.nan
+                    kept[np.flatnonzero(~validates[:count])[:, None], members] = np.nan
         self._release()
 
     def skip(self, members: Int[np.ndarray, " member"], epochs: range) -> None:

@@ -243,7 +243,8 @@ def epochs_program(functions: Functions, cut: Cut, validation_cut: Cut | None, c
 
 def over_epochs(epoch: Callable, carry: Any, count: Any, capacity: int) -> tuple:
     """Applies `carry, logs = epoch(carry, e)` `count` times, and stacks the logs in arrays of length `capacity`."""
-    _, logs = zeros_like_result(epoch, carry, 0)
+    epoch = jax.jit(epoch, inline=True)  # traced once, for the shapes of its logs and for the loop
+    _, logs = zeros_like_result(epoch, carry, jax.typeof(count))
     history = jax.tree.map(lambda log: jnp.zeros((capacity, *log.shape), log.dtype), logs)
 
     def body(e: Any, carry: tuple) -> tuple:

@@ -72,3 +72,9 @@ def write_parquet(trials: Sequence[Any], path: Any) -> None:
     target = checked_target(path)
     optional("pyarrow", "to_parquet")
     members_table(trials).to_parquet(target, engine="pyarrow")
+
+
+def write_csv(trials: Sequence[Any], path: Any) -> None:
+    """Writes a row for each member to a CSV file."""
+    target = checked_target(path)
+    members_table(trials).to_csv(target, index=False)

@@ -22,7 +22,7 @@ from kohort.files import Contents
 from kohort.keras_parts import fresh_names
 from kohort.members import Settings, cores, members_of
 from kohort.plans import Fit, Task
-from kohort.progress import held_interrupt
+from kohort.progress import LINE_SECONDS, held_interrupt, shows_bars
 from kohort.store import BlockRow, TrialRow, Writer, canonical
 from kohort.variants import Group
 
@@ -152,26 +152,30 @@ class Run:
 
 
 class Shown:
-    """What a person sees of a run: a bar over all members, or a line for each block."""
+    """What a person sees of a run: a bar over all members, or plain lines where no bar is seen, or one per block."""
 
     def __init__(self, members: int, verbose: str | int) -> None:
         """Shows nothing before the first block."""
         self.members, self.done = members, 0
         self.verbose = 1 if verbose == "auto" else int(verbose)
-        self.bar: Any = None
+        self.bar = keras.utils.Progbar(members, unit_name="member") if self.verbose == 1 and shows_bars() else None
+        self._start = self._told = time.perf_counter()
 
     def update(self, row: TrialRow, block: BlockRow) -> None:
         """Takes in a block that is committed."""
         self.done += len(block.seeds)
-        if self.verbose == 1:
-            self.bar = self.bar or keras.utils.Progbar(self.members, unit_name="member")
-            self.bar.update(self.done, finalize=self.done >= self.members)
+        now, is_over = time.perf_counter(), self.done >= self.members
+        if self.bar is not None:
+            self.bar.update(self.done, finalize=is_over)
         elif self.verbose == 2:
             named = ", ".join(f"{name}={value!r}" for name, value in row.parameters.items())
             seconds = block.about["wall_seconds"]
             print(f"{self.done}/{self.members} members - {named}: {len(block.seeds)} more, {seconds:.2f} s")
+        elif self.verbose == 1 and (is_over or now - self._told >= LINE_SECONDS):
+            print(f"{self.done}/{self.members} members - {now - self._start:.0f}s")
+            self._told = now
 
     def finish(self) -> None:
         """Ends the line of a bar that did not come to its end."""
-        if self.bar is not None and self.done < self.members:
+        if self.bar is not None and 0 < self.done < self.members:
             print()

@@ -368,6 +368,10 @@ class StoredStudy:
         """
         return exports.dataset(self.trials)
 
+    def to_csv(self, path: Any) -> None:
+        """Writes `to_pandas()` to a CSV file. Raises an ImportError if pandas is not installed."""
+        exports.write_csv(self.trials, path)
+
     def to_netcdf(self, path: Any) -> None:
         """Writes `to_xarray()` to a NetCDF file. Raises an ImportError if xarray or h5netcdf is not installed."""
         exports.write_netcdf(self.trials, path)

@@ -133,6 +133,15 @@ def test_quick_measures_cohorts_of_many_members(tmp_path):
     assert all(float(row[3].split()[0].replace(",", "")) > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_quick_measures_a_study_from_the_command_line(tmp_path):
+    text, _ = run("study", tmp_path / "results.md")
+    rows = cells(text, FIGURES)
+
+    assert [row[5] for row in rows] == ["≤ 20 s", "≤ 8 s"]
+    assert all(float(row[3].split()[0]) > 0 for row in rows)
+
+
 @pytest.fixture
 def overhead(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))

@@ -36,6 +36,16 @@ def test_members_find_their_rows_and_nan_where_nothing_was_recorded():
     assert history["loss"].dtype == np.float32
 
 
+def test_members_apart_have_nan_in_every_epoch_that_did_not_validate():
+    """As many epochs as members, so that no accident of shapes hides which of them are meant."""
+    metrics = Curves((10, 11, 12), EVERY)
+    put(metrics, [0, 2], range(5, 8), validates=np.array([False, False, True]))
+    put(metrics, [1], range(5, 8), validates=np.array([False, False, True]))
+
+    nan = np.nan
+    np.testing.assert_array_equal(metrics.history(8)["val_loss"], [[nan, nan, -2], [nan, nan, -2], [nan, nan, -7]])
+
+
 def test_a_history_of_no_epochs_has_no_metrics():
     metrics = Curves((1, 2), EVERY)
     put(metrics, [0, 1], range(5, 6))

@@ -1,17 +1,21 @@
-"""The main job, end to end: XOR and the moons, from Keras models to success rates and pictures.
+"""`kohort demo`: XOR and the moons, from Keras models to success rates and pictures.
 
-Run by `./run demo [folder]`. Trains 4,000 networks on XOR and 64 on the moons, shows how surely they learn, and draws
-them.
+In comes a folder; out go tables on the terminal, and pictures into the folder. 4,000 networks are trained on XOR and 64
+on the moons. The room exists so that whoever has installed kohort sees at once what it does.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import kohort  # isort: skip  (before Keras, so that Keras starts on JAX)
 import keras
 import matplotlib.pyplot as plt
+
+from kohort import data, files, plot
+from kohort.cohort import Cohort
+from kohort.fit import fit
+from kohort.history import success_rate
 
 WIDTHS = (2, 3, 4, 8)
 MEMBERS, EPOCHS = 1000, 3000
@@ -35,13 +39,13 @@ def moons_network() -> keras.Model:
     return model
 
 
-def train_xor() -> dict[int, kohort.Cohort]:
+def train_xor() -> dict[int, Cohort]:
     """Trains a cohort for each width and prints how often it solves XOR."""
-    x, y = kohort.data.xor()
+    x, y = data.xor()
     cohorts = {}
     for hidden in WIDTHS:
         print(f"\nXOR, 2-{hidden}-1: {MEMBERS} members, {EPOCHS} epochs (the loss shown is the members' median)")
-        cohorts[hidden] = kohort.Cohort(xor_network(hidden), seeds=MEMBERS)
+        cohorts[hidden] = Cohort(xor_network(hidden), seeds=MEMBERS)
         cohorts[hidden].fit(x, y, epochs=EPOCHS)
     print("\nHow often XOR is solved (final loss at most 0.01), seeds 0 to 999")
     print("  hidden units   solved   rate     95 % interval (Wilson)")
@@ -51,16 +55,16 @@ def train_xor() -> dict[int, kohort.Cohort]:
     return cohorts
 
 
-def train_moons() -> kohort.Cohort:
+def train_moons() -> Cohort:
     """Trains the moons cohort and prints how accurate its members are."""
-    x, y = kohort.data.moons()
+    x, y = data.moons()
     print(f"\nMoons, 2-32-32-1: {MOONS_MEMBERS} members, {MOONS_EPOCHS} epochs, batches of 32")
-    cohort = kohort.Cohort(moons_network(), seeds=MOONS_MEMBERS)
+    cohort = Cohort(moons_network(), seeds=MOONS_MEMBERS)
     cohort.fit(x, y, epochs=MOONS_EPOCHS)
     accuracy = cohort.evaluate(x, y)["accuracy"]
     print(f"Training accuracy: median {100 * float(sorted(accuracy)[len(accuracy) // 2]):.1f} %, ", end="")
     print(f"worst {100 * float(accuracy.min()):.1f} %; at least 99.5 %: ", end="")
-    print(kohort.history.success_rate(accuracy >= 0.995))
+    print(success_rate(accuracy >= 0.995))
     return cohort
 
 
@@ -73,8 +77,8 @@ def seconds_of(train: Callable[[], object]) -> float:
 
 def compare_with_keras() -> None:
     """Times one XOR network through plain Keras and through `kohort.fit`, both after their compilation."""
-    x, y = kohort.data.xor()
-    model = xor_network(2)
+    x, y = data.xor()
+    model: Any = xor_network(2)
     print(f"\nOne XOR network, {EPOCHS} epochs, through plain Keras and through kohort.fit (both warmed up)")
     model.fit(x, y, epochs=20, verbose=0)
     parts, by_keras = 10, 0.0
@@ -82,24 +86,24 @@ def compare_with_keras() -> None:
     for part in range(1, parts + 1):
         by_keras += seconds_of(lambda: model.fit(x, y, epochs=EPOCHS // parts, verbose=0))
         progress.update(part * EPOCHS // parts)
-    kohort.fit(model, x, y, epochs=EPOCHS, verbose=0)
-    by_kohort = seconds_of(lambda: kohort.fit(model, x, y, epochs=EPOCHS, verbose=0))
+    fit(model, x, y, epochs=EPOCHS, verbose=0)
+    by_kohort = seconds_of(lambda: fit(model, x, y, epochs=EPOCHS, verbose=0))
     print(f"  model.fit  {by_keras:8.4f} s\n  kohort.fit {by_kohort:8.4f} s: {by_keras / by_kohort:.0f} times faster")
 
 
-def draw(cohorts: dict[int, kohort.Cohort], moons: kohort.Cohort, folder: Path) -> None:
+def draw(cohorts: dict[int, Cohort], moons: Cohort, folder: Path) -> None:
     """Draws walls, curves and the best member of both problems into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    x, y = kohort.data.xor()
-    limits = {"xlim": (-0.5, 1.5), "ylim": (-0.5, 1.5)}
-    moons_x, moons_y = kohort.data.moons()
+    x, y = data.xor()
+    limits: Any = {"xlim": (-0.5, 1.5), "ylim": (-0.5, 1.5)}
+    moons_x, moons_y = data.moons()
     displays = {
-        "xor-wall": lambda: kohort.plot.wall(cohorts[2], x, y, **limits),
-        "xor-loss": lambda: kohort.plot.history(cohorts[2]),
-        "xor-best": lambda: kohort.plot.decision_boundary(cohorts[8].best("loss"), x, y, **limits),
-        "moons-wall": lambda: kohort.plot.wall(moons, moons_x, moons_y),
-        "moons-loss": lambda: kohort.plot.history(moons),
-        "moons-best": lambda: kohort.plot.decision_boundary(moons.best("loss"), moons_x, moons_y),
+        "xor-wall": lambda: plot.wall(cohorts[2], x, y, **limits),
+        "xor-loss": lambda: plot.history(cohorts[2]),
+        "xor-best": lambda: plot.decision_boundary(cohorts[8].best("loss"), x, y, **limits),
+        "moons-wall": lambda: plot.wall(moons, moons_x, moons_y),
+        "moons-loss": lambda: plot.history(moons),
+        "moons-best": lambda: plot.decision_boundary(moons.best("loss"), moons_x, moons_y),
     }
     print(f"\nDrawing {len(displays)} pictures:")
     for name, display in displays.items():
@@ -109,19 +113,12 @@ def draw(cohorts: dict[int, kohort.Cohort], moons: kohort.Cohort, folder: Path) 
         print(f"  {path}", flush=True)
 
 
-def main() -> None:
+def show(folder: Path) -> None:
     """Does all of it and says how long it took."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-pictures"), help="where the pictures go")
-    folder = parser.parse_args().folder
+    plt.switch_backend("Agg")
     start = time.perf_counter()
-    print(f"kohort {kohort.__version__}, Keras {keras.__version__} on {keras.backend.backend()}")
+    print(f"kohort {files.versions()['kohort']}, Keras {keras.__version__} on {keras.backend.backend()}")
     cohorts, moons = train_xor(), train_moons()
     compare_with_keras()
     draw(cohorts, moons, folder)
     print(f"\nDone in {time.perf_counter() - start:.1f} s. The pictures are in {folder.resolve()}")
-
-
-if __name__ == "__main__":
-    plt.switch_backend("Agg")
-    main()
