@@ -79,6 +79,7 @@ ROOMS = [
     "trials",
     "executors",
     "plans",
+    "trainer",
     "runs",
     "study",
     "search",
