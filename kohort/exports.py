@@ -4,7 +4,7 @@ In come trials; out come a row for each member, or curves with named axes. The r
 needed to train or to read a study.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,20 @@ from kohort.history import optional
 def members_table(trials: Sequence[Any]) -> Any:
     """Returns a `pandas.DataFrame` with one row for each member of the trials."""
     pandas = optional("pandas", "to_pandas")
-    tables = [pandas.DataFrame(_columns(number, trial)) for number, trial in enumerate(trials) if len(trial)]
+    own = [trial for trial in trials if len(trial)]
+    names = column_names(own, {"trial", "seed", "epochs", "outcome", *(metric for t in own for metric in t.history)})
+    tables = [pandas.DataFrame(_columns(number, trial, names)) for number, trial in enumerate(trials) if len(trial)]
     return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
 
 
-def _columns(number: int, trial: Any) -> dict[str, Any]:
-    history, parameters = trial.history, trial.parameters
+def column_names(trials: Sequence[Any], taken: Collection[str]) -> dict[str, str]:
+    """Returns how the column of each parameter is called: as itself, or "network.loss" where "loss" is taken."""
+    names = dict.fromkeys(name for trial in trials for name in trial.parameters)
+    return {name: f"network.{name}" if name in taken else name for name in names}
+
+
+def _columns(number: int, trial: Any, names: dict[str, str]) -> dict[str, Any]:
+    history, parameters = trial.history, {names[name]: value for name, value in trial.parameters.items()}
     members = len(history.seeds)
     columns: dict[str, Any] = {"trial": np.full(members, number)}
     columns |= {name: [tuple(v) if isinstance(v, list) else v] * members for name, v in parameters.items()}
@@ -49,8 +57,10 @@ def dataset(trials: Sequence[Any]) -> Any:
                 room[number, rows, : values.shape[1]] = values
     variables: dict[str, Any] = {name: (("trial", "member", "epoch"), values) for name, values in metrics.items()}
     variables["outcome"] = (("trial", "member"), outcome)
-    names = dict.fromkeys(name for trial, _ in own for name in trial.parameters)
-    labels = {name: ("trial", _label([trial.parameters.get(name) for trial, _ in own])) for name in names}
+    names = column_names([trial for trial, _ in own], {"trial", "member", "epoch", *variables})
+    labels = {
+        label: ("trial", _label([trial.parameters.get(name) for trial, _ in own])) for name, label in names.items()
+    }
     return xarray.Dataset(variables, {"member": seeds, "epoch": range(epochs), **labels})
 
 

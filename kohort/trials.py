@@ -294,7 +294,7 @@ class StoredStudy:
             **bounds: Metric name to the bound its last recorded value must reach: losses at most, accuracies at least.
 
         Returns:
-            A `StudyTable` with a column for each parameter, and "seeds" (members that are trained), "solved", "rate",
+            A `StudyTable` with a column for each parameter ("network.loss" where the table has a "loss" of its own), and "seeds" (members that are trained), "solved", "rate",
             "low" and "high" (the Wilson interval of the rate), "median_epoch" (of those that reached all bounds in any
             epoch, the median of the first such epoch, counted from 1; NaN: none) and "seconds". Without a criterion:
             parameters, "seeds", "epochs", "loss" (the median of the last ones) and "seconds".
@@ -309,16 +309,19 @@ class StoredStudy:
         """
         check_confidence(confidence)
         trials = [trial for trial in self.trials if len(trial)]
-        names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
+        names = exports.column_names(trials, (*JUDGED, *PLAIN))
         is_asked = criterion is not None or bool(bounds)
-        columns = [*names, *(JUDGED if is_asked else PLAIN)]
+        columns = [*names.values(), *(JUDGED if is_asked else PLAIN)]
         rows = []
         for trial in trials:
             history = trial.history
             told = _judged(trial, history, criterion, bounds, confidence) if is_asked else _plain(history)
-            own = {**trial.parameters, "seeds": len(trial), **told, "seconds": trial.seconds}
+            parameters = {names[name]: value for name, value in trial.parameters.items()}
+            own = {**parameters, "seeds": len(trial), **told, "seconds": trial.seconds}
             rows.append([own.get(name) for name in columns])
-        return StudyTable({name: _column([row[i] for row in rows]) for i, name in enumerate(columns)}, names)
+        return StudyTable(
+            {name: _column([row[i] for row in rows]) for i, name in enumerate(columns)}, [*names.values()]
+        )
 
     def compare(
         self,

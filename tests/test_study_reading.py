@@ -61,3 +61,23 @@ def test_a_damaged_block_is_no_result(tmp_path):
     for act in (lambda: study.table(loss=1), lambda: study.trial().cohort(), lambda: study.trial().history):
         with pytest.raises(ValueError, match=r"`path` must be a whole file that kohort saved\. .* which is damaged"):
             act()
+
+
+def test_a_parameter_that_is_named_like_a_column_keeps_its_own(tmp_path):
+    def own(loss, seeds=1):
+        model = keras.Sequential([keras.Input((2,)), layers.Dense(seeds)])
+        model.compile("sgd", loss)
+        return model
+
+    study = kohort.Study(tmp_path / "a", own, {"loss": ["mse", "mae"], "seeds": [1]}, 2)
+    study.run(X, Y, verbose=0)
+    for table in (study.table(), study.table(loss=1e9)):
+        assert table.parameters == ["network.loss", "network.seeds"]
+        assert table["network.loss"].tolist() == ["mse", "mae"]
+        assert table["seeds"].tolist() == [2, 2]
+    assert study.table()["loss"].dtype.kind == "f"
+    assert study.trial(loss="mae").parameters == {"loss": "mae", "seeds": 1}
+    frame, arrays = study.to_pandas(), study.to_xarray()
+    assert frame["network.loss"].unique().tolist() == ["mse", "mae"]
+    assert arrays["network.loss"].values.tolist() == ["mse", "mae"]
+    assert arrays["loss"].shape == (2, 2, 1)
