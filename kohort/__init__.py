@@ -31,7 +31,7 @@ if not _is_command():
         # Whoever has named another backend means it: models of that one train in a worker.
         os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
 
-    from kohort import data, history, plot, search
+    from kohort import data, distribute, history, plot, search
     from kohort.accelerate import DifferenceWarning, FallBackError, install, uninstall
     from kohort.accelerate import load_ipython_extension as load_ipython_extension
     from kohort.accelerate import unload_ipython_extension as unload_ipython_extension
@@ -53,6 +53,7 @@ __all__ = [
     "Study",
     "WorkerError",
     "data",
+    "distribute",
     "fit",
     "history",
     "install",

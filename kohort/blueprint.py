@@ -37,14 +37,18 @@ class Custom(NamedTuple):
     qualified_name: str
 
 
-def blueprint(model: keras.Model) -> dict:
+def blueprint(model: keras.Model, refusal: Callable[[keras.Model, str, str], ValueError] | None = None) -> dict:
     """Returns all from which `build` makes the same model again, but for the values of its variables.
+
+    Args:
+        model: A compiled model.
+        refusal: As for `described`.
 
     Raises:
         ValueError: If a part of the model has no configuration, or none that another process can read.
     """
-    description = described(model, _refusal)
-    customs = sorted(set(_customs(model, [description["model"], description["compiled"]])))
+    description = described(model, refusal or _refusal)
+    customs = sorted(set(_customs(model, [description["model"], description["compiled"]], refusal or _refusal)))
     return {**description, "customs": customs, "path": sys.path}
 
 
@@ -87,14 +91,19 @@ def rebuilt(description: dict) -> keras.Model:
 def build(blueprint: dict, batch: Any) -> keras.Model:
     """Builds the model of a blueprint, compiled, for batches of this form."""
     sys.path[:] = blueprint["path"]
+    model = made(blueprint)
+    keras_internals.build_like(model, batch)
+    keras_parts.set_metric_names(model, blueprint["metric_names"])
+    return model
+
+
+def made(blueprint: dict) -> keras.Model:
+    """Makes the model of a blueprint, compiled, with the settings of Keras that it needs; nothing of it is built."""
     keras.config.set_floatx(blueprint["floatx"])
     keras.config.set_epsilon(blueprint["epsilon"])
     keras.config.set_image_data_format(blueprint["image_data_format"])
     with keras.saving.custom_object_scope(_imported([Custom(*fields) for fields in blueprint["customs"]])):
-        model = rebuilt(blueprint)
-    keras_internals.build_like(model, batch)
-    keras_parts.set_metric_names(model, blueprint["metric_names"])
-    return model
+        return rebuilt(blueprint)
 
 
 def check_crossing(model: keras.Model) -> None:
@@ -103,7 +112,7 @@ def check_crossing(model: keras.Model) -> None:
     if _checked.get(model) is marker:
         return
     serialised = _serialised(model, _refusal)
-    _rebuild(model, serialised, _customs(model, serialised))
+    _rebuild(model, serialised, _customs(model, serialised, _refusal))
     _checked[model] = marker
 
 
@@ -170,11 +179,13 @@ def _foreign(config: Any) -> Iterator[tuple[str | None, str, str]]:
         yield from _foreign(part)
 
 
-def _customs(model: keras.Model, config: Any) -> list[Custom]:
-    return [custom for found in _foreign(config) if (custom := _custom(model, *found))]
+def _customs(model: keras.Model, config: Any, refusal: Callable) -> list[Custom]:
+    return [custom for found in _foreign(config) if (custom := _custom(model, refusal, *found))]
 
 
-def _custom(model: keras.Model, module: str | None, name: str, registered_name: str) -> Custom | None:
+def _custom(
+    model: keras.Model, refusal: Callable, module: str | None, name: str, registered_name: str
+) -> Custom | None:
     """Finds a class or function, and raises unless another process can import it. Returns None of one of Keras's."""
     thing = keras.saving.get_registered_object(registered_name)
     if thing is None:
@@ -184,7 +195,7 @@ def _custom(model: keras.Model, module: str | None, name: str, registered_name: 
     home, path = getattr(thing, "__module__", module) or "__main__", getattr(thing, "__qualname__", name)
     is_importable = getattr(sys.modules.get(home), "__spec__", None) is not None and home != "__main__"
     if thing is None or not is_importable or "<locals>" in path or _at(home, path) is not thing:
-        raise _refusal(model, f"{path!r}, defined in {home}", "Move it to the top level of a module and import it")
+        raise refusal(model, f"{path!r}, defined in {home}", "Move it to the top level of a module and import it")
     return Custom(registered_name, home, path)
 
 

@@ -1,10 +1,11 @@
 """Who trains the blocks of a study, and in which order they come back.
 
-In come lanes of tasks and a function that does one; out come the results as they are ready, to the one who writes. The
-room exists so that a study does not know whether threads of this process train its blocks, or other machines.
+In come lanes of tasks and a trainer, which does one when it is called; out come the results as they are ready, to the
+one who writes. The room exists so that a study does not know whether threads of this process train its blocks, or
+workers on other machines.
 
-An executor is called as `in_threads` is. The tasks of a lane share one compiled program and are done one after the
-other; lanes are done side by side. What is asked to stop ends without the results of what was running.
+An executor is called as `in_threads` is. The tasks of a lane share one compiled program, and whoever has it does them
+one after the other; lanes are done side by side. What is asked to stop ends without the results of what was running.
 """
 
 import collections
@@ -15,7 +16,8 @@ from typing import Any
 from kohort.progress import Interrupt, heeding
 
 Lanes = Sequence[Sequence[Any]]
-Executor = Callable[[Lanes, Callable[[Any], Any], Interrupt, int], Iterator[Any]]
+# Called with lanes, `kohort.trainer.Trainer`, interrupt, and how many lanes threads should do side by side.
+Executor = Callable[[Lanes, Any, Interrupt, int], Iterator[Any]]
 WAKE_SECONDS = 0.1
 
 

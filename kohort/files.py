@@ -65,7 +65,7 @@ def write(path: Any, kind: str, version: int, contents: Contents) -> None:
 def sealed(kind: str, version: int, contents: Contents) -> list[Any]:
     """Returns the bytes of the file in pieces."""
     arrays = {name: np.asarray(array, order="C") for name, array in contents.arrays.items()}
-    types = {name: array.dtype.name for name, array in arrays.items() if array.dtype.isbuiltin != 1}
+    types = {name: array.dtype.name for name, array in arrays.items() if hasattr(ml_dtypes, array.dtype.name)}
     plain = {name: array.view(f"u{array.itemsize}") if name in types else array for name, array in arrays.items()}
     note = {"kind": kind, "version": version, "with": versions(), "types": types, "about": contents.about}
     room = f"{NO_CHECKSUM.decode()} {0:0{SIZE_DIGITS}} "

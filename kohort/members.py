@@ -258,10 +258,15 @@ def unstacked(state: State) -> list[State]:
 
 
 def cores() -> int:
-    """Returns how many blocks can be trained at once: one per CPU core of this process, one on another device."""
+    """Returns how many blocks can be trained at once: one per CPU core of this process, one on another device.
+
+    As XLA does, it takes the number in the environment variable `NPROC` instead, where there is one.
+    """
     if jax.default_backend() != "cpu":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("NPROC", "")
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(told) if told.isdigit() and int(told) else there
 
 
 def cut_into_blocks(members: Sequence[int], kind: int, lot: int, widest: int) -> list[Block]:

@@ -47,7 +47,8 @@ always = False  # whether models of Keras on JAX, too, train in the worker: for 
 class WorkerError(RuntimeError):
     """Says that the worker process, in which models of other backends train, could not start or came to an end.
 
-    The model then holds its last finished epoch, and the next fit starts a new worker.
+    The model then holds its last finished epoch, and the next fit starts a new worker. Also that Ray's workers died
+    again and again at one task of a study, which keeps all finished blocks.
 
     Example:
         >>> import kohort

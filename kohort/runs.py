@@ -5,28 +5,24 @@ back. The room exists so that `Study` can speak to people while this one knows w
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import keras
-import numpy as np
 
-from kohort import executors, files, plans, saving
+from kohort import executors, plans
 from kohort.blocks import last_blocks
 from kohort.checks import check_arrays
-from kohort.cohort import Cohort
 from kohort.data import BatchOrder
 from kohort.executors import Executor
 from kohort.files import Contents
-from kohort.keras_parts import fresh_names
-from kohort.members import Settings, cores, members_of
+from kohort.members import cores
 from kohort.plans import Fit, Task
 from kohort.progress import LINE_SECONDS, held_interrupt, shows_bars
 from kohort.store import BlockRow, TrialRow, Writer, canonical
+from kohort.trainer import Sources, Trainer
 from kohort.variants import Group
 
-Finished = list[tuple[TrialRow, BlockRow, Contents]]
 Wanted = list[tuple[dict[str, Any], Sequence[int]]]  # the parameters of each trial, and its seeds
 
 
@@ -57,12 +53,13 @@ class Run:
         lanes, missing = self._lanes(block_size)
         if not missing:
             return
-        progress = Shown(missing, verbose)
+        progress, trainer = Shown(missing, verbose), Trainer(self.fit, self.exact, self._left, self._named)
         workers = max(2, min(cores(), 4)) if self._is_plain else 1
         with held_interrupt() as interrupt:
-            for finished in (executor or executors.in_threads)(lanes, self.trained, interrupt, workers):
-                for row, block, contents in finished:
-                    self.writer.commit(block, contents)
+            for finished in (executor or executors.in_threads)(lanes, trainer, interrupt, workers):
+                for block, contents in finished:
+                    row = self._row(block.trial)
+                    self.writer.commit(block._replace(trial=row.id), contents)
                     progress.update(row, block)
             progress.finish()
 
@@ -98,38 +95,15 @@ class Run:
             )
         return lanes, sum(len(task.members) for lane in lanes for task in lane)
 
-    def trained(self, task: Task) -> Finished:
-        """Trains the members of a task, and returns the block of each trial."""
-        start, group, fit = time.perf_counter(), task.group, self.fit
-        seeds = tuple(seed for _, seed in task.members)
-        varied = {path: np.array([own[place] for place, _ in task.members]) for path, own in group.values.items()}
-        with fresh_names():
-            members = members_of(group.model, seeds, varied, Settings(self.exact))
-            if task.first_epoch:
-                saving.begin_from(members, self._sources(task))
-            recipe = fit.recipe._replace(initial_epoch=task.first_epoch)._asdict()
-            cohort = Cohort.of_members(members)
-            cohort.fit(
-                fit.x, fit.y, verbose=0, callbacks=fit.callbacks, validation_data=fit.validation_data,
-                sample_weight=fit.sample_weight, bootstrap=fit.bootstrap, **recipe,
-            )  # fmt: skip
-        trained = members.need_training("fit")
-        about = {
-            "versions": files.versions(),
-            "device": f"{jax.default_backend()}: {jax.devices()[0].device_kind}",
-            "directions": {name: cohort.direction(name) for name in trained.history},
-        }
-        finished = []
-        seconds = (time.perf_counter() - start) / len(seeds)
-        for place in dict.fromkeys(place for place, _ in task.members):
-            which = [number for number, (own, _) in enumerate(task.members) if own == place]
-            own_seeds = tuple(seeds[number] for number in which)
-            row = self._row(group.trials[place])
-            own_about = {**about, "wall_seconds": round(seconds * len(which), 6), "finished": round(time.time(), 3)}
-            block = BlockRow(row.id, task.first_epoch, fit.recipe.epochs, own_seeds, "", own_about)
-            contents = saving.contents_of(members, trained, which, group.changes[place])
-            finished.append((row, block, contents))
-        return finished
+    def _named(self, task: Task) -> str:
+        """Says to people which members a task has."""
+        of_trial: dict[int, list[int]] = {}
+        for place, seed in task.members:
+            of_trial.setdefault(task.group.trials[place], []).append(seed)
+        return "; ".join(
+            f"{named(self._row(number).parameters)} with seeds {', '.join(map(str, seeds))}"
+            for number, seeds in of_trial.items()
+        )
 
     def _row(self, number: int) -> TrialRow:
         row = self.rows[number]
@@ -137,8 +111,10 @@ class Run:
             raise KeyError(f"The trial {self.keys[number]} is not declared.")
         return row
 
-    def _sources(self, task: Task) -> list[tuple[Contents, int]]:
+    def _left(self, task: Task) -> Sources:
         """Returns where each member of a task was left: the contents of a block, and its row there."""
+        if not task.first_epoch:
+            return []
         read: dict[str, Contents] = {}
         sources = []
         for place, seed in task.members:
@@ -149,6 +125,11 @@ class Run:
                 read[block.file] = self.writer.store.contents(block)
             sources.append((read[block.file], block.seeds.index(seed)))
         return sources
+
+
+def named(parameters: Mapping[str, Any]) -> str:
+    """Says to people which trial it is."""
+    return ", ".join(f"{name}={value!r}" for name, value in parameters.items()) or "no parameters"
 
 
 class Shown:
@@ -168,9 +149,8 @@ class Shown:
         if self.bar is not None:
             self.bar.update(self.done, finalize=is_over)
         elif self.verbose == 2:
-            named = ", ".join(f"{name}={value!r}" for name, value in row.parameters.items())
-            seconds = block.about["wall_seconds"]
-            print(f"{self.done}/{self.members} members - {named}: {len(block.seeds)} more, {seconds:.2f} s")
+            seconds, own = block.about["wall_seconds"], named(row.parameters)
+            print(f"{self.done}/{self.members} members - {own}: {len(block.seeds)} more, {seconds:.2f} s")
         elif self.verbose == 1 and (is_over or now - self._told >= LINE_SECONDS):
             print(f"{self.done}/{self.members} members - {now - self._start:.0f}s")
             self._told = now

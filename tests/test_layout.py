@@ -81,6 +81,7 @@ ROOMS = [
     "standing",
     "executors",
     "plans",
+    "trainer",
     "runs",
     "study",
     "search",
