@@ -6,6 +6,7 @@ saving leaves the old file or the new one. The room exists so that nothing half-
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -83,6 +84,7 @@ def _digest(begin: bytes, size: bytes, rest: Any) -> bytes:
     return digest.hexdigest().encode()
 
 
+@functools.cache  # a look-up takes as long as it takes to write a small file
 def versions() -> dict[str, str]:
     """Returns the versions of what files are written with."""
     found = {"python": platform.python_version()}

@@ -1,0 +1,50 @@
+"""The faults of studies: their store, what is trained again, who goes on, and workers that die."""
+
+from fault import Fault
+
+STUDY = "tests/test_study.py::"
+
+FAULTS = [
+    Fault(
+        "block-committed-twice",
+        "kohort/store.py",
+        "if not self._there.isdisjoint(_members(block)):",
+        "if self._there.issuperset(_members(block)):",
+        ("tests/test_store.py::test_nothing_is_there_twice",),
+    ),
+    Fault(
+        "sum-of-the-index-not-looked-at",
+        "kohort/store.py",
+        'if total != added("0" * 64, rows):',
+        "if not total:",
+        ("tests/test_store.py::test_any_flipped_bit_of_the_index_is_noticed_or_changes_nothing",),
+    ),
+    Fault(
+        "finished-study-trained-again",
+        "kohort/runs.py",
+        "if known.get(seed, 0) < epochs:",
+        "if known.get(seed, 0) <= epochs:",
+        (f"{STUDY}test_a_finished_study_trains_nothing",),
+    ),
+    Fault(
+        "told-by-another-trial",
+        "kohort/trainer.py",
+        "if own == place]",
+        "if own != place] or [0]",
+        (f"{STUDY}test_trials_that_differ_in_numbers_share_a_program_and_differ_as_they_should[False]",),
+    ),
+    Fault(
+        "halving-keeps-the-worst",
+        "kohort/plans.py",
+        "finite = sorted(each for each in ranked if math.isfinite(each[0]))",
+        "finite = sorted((each for each in ranked if math.isfinite(each[0])), reverse=True)",
+        (f"{STUDY}test_survivors_are_ranked_together",),
+    ),
+    Fault(
+        "block-of-a-killed-worker-lost",
+        "kohort/distribute.py",
+        "            self.plan.again(lane, task)\n",
+        "            pass\n",
+        ("tests/test_distribute.py::test_a_killed_worker_costs_its_block_alone",),
+    ),
+]
