@@ -294,7 +294,7 @@ class StoredStudy:
             **bounds: Metric name to the bound its last recorded value must reach: losses at most, accuracies at least.
 
         Returns:
-            A `StudyTable` with a column for each parameter ("network.loss" where the table has a "loss" of its own), and
+            A `StudyTable` with a column for each parameter ("network.loss" where "loss" is the table's own), and
             "seeds" (members that are trained), "solved", "rate", "low" and "high" (the Wilson interval of the rate),
             "median_epoch" (of those that reached all bounds in any epoch, the median of the first such epoch, counted
             from 1; NaN: none) and "seconds". Without a criterion: parameters, "seeds", "epochs", "loss" (the median of
