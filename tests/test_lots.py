@@ -84,14 +84,18 @@ def test_exact_members_that_vary_are_guided_as_by_keras(callbacks):
         assert_member_is(cohort, index, *keras_run(seed, fit, rate=rate, dropout=dropout))
 
 
-@pytest.mark.parametrize("callbacks", [stops, scheduled])
-@pytest.mark.parametrize(
-    "options",
-    [{"folds": 3}, {"bootstrap": True, "validation_data": (X, Y)}, {"sample_weight": WEIGHTS}],
-    ids=["folds", "bootstrap", "weights"],
-)
-def test_members_together_are_guided_as_those_alone(callbacks, options):
-    vary = {"dropout.rate": [0.0, 0.3], "optimizer.learning_rate": [0.02, 0.1]}
+RATES = {"optimizer.learning_rate": [0.02, 0.1]}
+TOGETHER = {
+    "folds": (stops, RATES | {"dropout.rate": [0.0, 0.3]}, {"folds": 3}),
+    "scheduled folds": (scheduled, RATES, {"folds": 3}),
+    "bootstrap": (stops, RATES, {"bootstrap": True, "validation_data": (X, Y)}),
+    "weights": (scheduled, RATES, {"sample_weight": WEIGHTS}),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_members_together_are_guided_as_those_alone(name):
+    callbacks, vary, options = TOGETHER[name]
     both = []
     for exact in (False, True):
         cohort = kohort.Cohort(build(), [3, 8], vary=vary, exact=exact)
