@@ -1,4 +1,7 @@
-"""How the site is built: `./run docs`. Its gallery is made by running `examples/gallery.py`; the notebook is a page."""
+"""How the site is built: `./run docs`. Its gallery is made by running `examples/gallery.py`; the notebook is a page.
+
+The table and the picture of the page on many machines come from `examples/scaling.py`.
+"""
 
 import ast
 import base64
@@ -43,15 +46,21 @@ def drawings() -> dict[str, str]:
     }
 
 
+def example(name: str) -> Any:
+    """Returns an example as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f"examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def make_gallery(app: Any) -> None:
     """Draws every picture of the gallery, and writes the page that shows them."""
     import matplotlib.pyplot as plt
 
-    spec = importlib.util.spec_from_file_location("gallery", ROOT / "examples" / "gallery.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError("examples/gallery.py")
-    gallery = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gallery)
+    gallery = example("gallery")
     lines = ["# Gallery", "", "Made by running `examples/gallery.py`, where the models and cohorts are trained.", ""]
     for name, draw in gallery.pictures().items():
         display, path = draw(), GENERATED / f"{name}.png"
@@ -65,6 +74,15 @@ def make_gallery(app: Any) -> None:
         lines += [f"## {name}", "", "```python", code.removesuffix(".figure_"), "```", ""]
         lines += [f"![{name}]({path.name})", ""]
     (GENERATED / "gallery.md").write_text("\n".join(lines))
+
+
+def make_scaling(app: Any) -> None:
+    """Simulates studies on many machines, and leaves the picture and the table for their page."""
+    scaling = example("scaling")
+    rows = scaling.table()
+    scaling.picture(rows).savefig(GENERATED / "scaling.png", dpi=100)
+    shown = [row for row in rows if row.workers in (1, 4, 16, 64, 256, 1024)]
+    (GENERATED / "scaling.txt").write_text(scaling.told(shown))
 
 
 def make_discussion(app: Any) -> None:
@@ -105,4 +123,5 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", after, priority=600)
     GENERATED.mkdir(exist_ok=True)
     app.connect("builder-inited", make_gallery)
+    app.connect("builder-inited", make_scaling)
     app.connect("builder-inited", make_discussion)

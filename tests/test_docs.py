@@ -23,12 +23,24 @@ def test_the_code_of_the_pages_runs(capsys):
     assert "of 1000 (2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_the_code_of_many_machines_runs(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    (block,) = blocks(DOCS / "many-machines.md")
+    exec(compile(block, "many-machines.md", "exec"), names)
+
+    assert names["study"].trial(width=32).cohort().history["loss"].shape == (32, 5)
+
+
 def test_no_other_page_has_code_that_is_not_run():
-    assert {page.stem for page in PAGES if blocks(page)} == {"index", "fit", "cohort"}
+    assert {page.stem for page in PAGES if blocks(page)} == {"index", "fit", "cohort", "many-machines"}
 
 
 def test_every_page_is_in_the_contents():
-    listed = re.findall(r"^[a-z/]+$", (DOCS / "index.md").read_text(), re.MULTILINE)
+    listed = re.findall(r"^[a-z/-]+$", (DOCS / "index.md").read_text(), re.MULTILINE)
 
     assert {page.stem for page in PAGES} - {"index"} == set(listed) - {"generated/gallery", "generated/discussion"}
 
