@@ -49,6 +49,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         f"{about}/METADATA",
         f"{about}/WHEEL",
         f"{about}/RECORD",
+        f"{about}/entry_points.txt",
         f"{about}/licenses/LICENSE",
     }
 
