@@ -4,6 +4,7 @@ What is killed is a process of its own: `killed_study.py`.
 """
 
 import itertools
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +18,8 @@ import kohort
 from kohort.store import Store
 
 DRIVER = Path(__file__).with_name("killed_study.py")
+# So often a driver is killed at a random moment: `KOHORT_KILLS=1000 ./run test tests/test_crash.py -n 0` takes minutes.
+KILLS = int(os.environ.get("KOHORT_KILLS", "40"))
 WHOLE = len(GRID["hidden"]) * SEEDS // BLOCK
 
 
@@ -92,17 +95,9 @@ def check_whole(folder, name):
 
 
 def test_kills_lose_no_block(tmp_path):
-    killed = killed_often(tmp_path, 40)
+    killed = killed_often(tmp_path, KILLS)
 
-    assert killed.ends[-14] == 40
-    assert set(killed.ends) <= {-14, 0}
-
-
-@pytest.mark.slow
-def test_a_thousand_kills_lose_no_block(tmp_path):
-    killed = killed_often(tmp_path, 1000)
-
-    assert killed.ends[-14] == 1000
+    assert killed.ends[-14] == KILLS
     assert set(killed.ends) <= {-14, 0}
 
 
@@ -141,6 +136,6 @@ def test_a_study_that_is_really_trained_goes_on_after_kills(tmp_path):
 
 @pytest.mark.slow
 def test_a_study_that_is_really_trained_goes_on_after_many_kills(tmp_path):
-    for round_number in range(6):
+    for round_number in range(2):
         (folder := tmp_path / str(round_number)).mkdir()
         real_kills(folder, np.random.default_rng(round_number).integers(0, 3, 4).tolist())
