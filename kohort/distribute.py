@@ -277,8 +277,6 @@ class Crew:
                     self._give(worker, lane)  # before the caller writes
                     if task is not None:
                         yield came
-        if interrupt:
-            return
 
     def _hire(self) -> None:
         worker = self._new()

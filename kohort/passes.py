@@ -72,6 +72,8 @@ def _gains(model: keras.Model, method: str, batch_size: Any, x: Any, y: Any = No
         return False
     if keras_internals.why_keras_must_run(model) is not None:
         return False
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        return False
     try:
         if method == "evaluate":
             check_data(model, x, y, sample_weight, None, Recipe(batch_size))

@@ -1,5 +1,7 @@
 """`evaluate` and `predict` while kohort is installed: Keras's results, in one program where a loop asks often."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -136,9 +138,22 @@ def test_keras_says_what_is_wrong(asked):
             model.evaluate(X, Y, verbose=0, rounds=3)
         with pytest.raises(TypeError, match="unexpected keyword argument"):
             model.predict(X, rounds=3)
+        with pytest.raises(TypeError):
+            model.evaluate(X, Y, batch_size="8", verbose=0)
         with pytest.raises(ValueError, match="Data cardinality"):
             model.evaluate(X, Y[:4], verbose=0)
     assert asked == []
+
+
+def test_ctrl_c_ends_the_waiting_and_leaves_the_state(asked, monkeypatch):
+    model = build()
+    model.evaluate(X, Y, verbose=0)
+    left = values(model)
+    monkeypatch.setattr(passes.engine, "wait", lambda *_: signal.raise_signal(signal.SIGINT))
+    with kohort.install(), pytest.raises(KeyboardInterrupt):
+        model.evaluate(X[:20], Y[:20], verbose=0)
+    assert asked == [1]
+    assert differences(left, values(model)) == []
 
 
 def test_only_a_loop_that_asks_often_is_compiled(asked, monkeypatch):
