@@ -73,7 +73,7 @@ def test_a_study_of_draws_shares_a_program(tmp_path, monkeypatch):
     study.run(X, Y, epochs=2, verbose=0)
 
     assert [len(lane) for lane in lanes[0]] == [1]
-    assert study.table()["rate"].tolist() == [each["rate"] for each in drawn]
+    assert study.table()["network.rate"].tolist() == [each["rate"] for each in drawn]
     assert study.table()["seeds"].tolist() == [2] * 8
 
 
@@ -125,9 +125,9 @@ def test_optuna_is_asked_and_told_in_batches(optuna, tmp_path, monkeypatch):
     assert [len(task.members) for task in tasks] == [12, 12, 6]
     assert len({id(task.group.model) for task in tasks}) == 1  # one program for all batches
     table = study.table()
-    assert [trial.params["rate"] for trial in own.trials] == table["rate"].tolist()
+    assert [trial.params["rate"] for trial in own.trials] == table["network.rate"].tolist()
     np.testing.assert_array_equal([trial.value for trial in own.trials], table["loss"])
-    assert own.best_params["rate"] == table["rate"][table["loss"].argmin()]
+    assert own.best_params["rate"] == table["network.rate"][table["loss"].argmin()]
 
     tasks.clear()
     again = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=2))
