@@ -23,7 +23,7 @@ from kohort.rounding import evaluate, inlined
 # Sums of more terms are left to XLA: written out they would make programs that take long to compile.
 MOST_TERMS = 64
 # Products of more terms in all are faster as XLA does them, one member after the other.
-LARGEST_PRODUCT = 2**14
+LARGEST_PRODUCT = 20_000
 # Operations that do the same at each place of their operands.
 ELEMENTWISE = set(
     "abs add add_any and atan2 cbrt ceil clamp convert_element_type copy cos digamma div eq erf erf_inv exp exp2 expm1 "

@@ -4,11 +4,12 @@ In come a fit's data, folds and callbacks; out come lots, each with a program, a
 orders, weights, learning rates. The room exists because members of one fit may differ in how many rows they train on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from kohort import engine, keras_internals, keras_parts
 from kohort.cohort_callbacks import Guide, guide_of
@@ -97,12 +98,9 @@ class Lot:
             return programs.guided(*cuts, self.guide.rules, mapping=mapping, own=self._own)
         return programs.epochs(*cuts, mapping=mapping, own=self._own)
 
-    def _generators(self, generators: MemberGenerators, numbers: Sequence[int], states: np.ndarray) -> Iterator[Any]:
-        """Gives the members' generators; where Keras's iterator draws the order, each stands in for `np.random`."""
+    def _generators(self, generators: MemberGenerators, numbers: Any, states: np.ndarray) -> Iterator[Any]:
+        """Gives the members' generators, each of which stands in for `np.random`: Keras's iterator draws from that."""
         for generator in generators.each(self.members[numbers].tolist(), states):
-            if self.ahead.is_plain:
-                yield generator
-                continue
             with preserved_generators():
                 np.random.set_state(generator.get_state())
                 yield np.random
@@ -113,8 +111,12 @@ class Lot:
 
     def read_a_batch(self, generators: MemberGenerators) -> None:
         """Draws what Keras draws to build losses and metrics."""
-        numbers = range(len(self.members))
-        for number, generator in zip(numbers, self._generators(generators, numbers, generators.states), strict=True):
+        numbers = np.arange(len(self.members))
+        if self.ahead.is_plain:
+            self._shuffle(numbers, 1, generators, generators, self._orders[0].room(1, 1), 0)
+            return
+        each = self._generators(generators, numbers, generators.states)
+        for number, generator in zip(numbers.tolist(), each, strict=True):
             self._order(number).read_a_batch(generator)
 
     def schedule(
@@ -123,16 +125,52 @@ class Lot:
         """Draws the batch orders of a block; the padding repeats the last member, who has stopped draws nothing."""
         if not self.ahead.is_order_seen:
             return Schedule()
-        schedules, rows = [], self._room(len(block.members))
-        lanes = np.flatnonzero(goes_on[block.members[: block.own]])
-        numbers = block.members[lanes].tolist()
-        each = self._generators(before, numbers, after.states)
-        for number, generator, its_rows in zip(numbers, each, map(rows.__getitem__, lanes), strict=True):
-            schedules.append(self._draw(number, count, generator, its_rows))
+        rows, lanes = self._room(len(block.members)), np.flatnonzero(goes_on[block.members[: block.own]])
+        schedule = self._draw(block.members[lanes], lanes, count, before, after, rows)
         rows[block.own :, :count] = rows[block.own - 1, :count]
-        first = schedules[0]
-        rows = first.rows if first.rows is None or self.ahead.exact else rows
-        return first._replace(rows=rows, validation_rows=self._validation_rows(block))
+        if self.ahead.carries_rows or self.ahead.has_own_rows:
+            schedule = schedule._replace(rows=rows[0] if self.ahead.exact else rows)
+        return schedule._replace(validation_rows=self._validation_rows(block))
+
+    def _draw(
+        self,
+        numbers: Int[np.ndarray, " some"],
+        lanes: Int[np.ndarray, " some"],
+        count: int,
+        before: MemberGenerators,
+        after: MemberGenerators,
+        rows: np.ndarray,
+    ) -> Schedule:
+        """Draws batch orders of members into the lanes of `rows`, as numbers of rows of the data that all share."""
+        schedule, shares = Schedule(), self.ahead.shares.training
+        if self.ahead.is_plain:
+            self._shuffle(numbers, count, before, after, rows, lanes)
+        else:
+            each = self._generators(before, numbers, after.states)
+            for number, generator, its_rows in zip(numbers.tolist(), each, map(rows.__getitem__, lanes), strict=True):
+                schedule = self._order(number).draw(count, self.capacity, generator, its_rows)
+        if shares is not None:
+            is_shuffled = self._orders[0].carries_rows
+            for lane, member in zip(lanes, self.members[numbers], strict=True):
+                own, its_rows = shares[member], rows[lane, :count]
+                its_rows[:] = own[its_rows] if is_shuffled else own
+        return schedule
+
+    def _shuffle(
+        self,
+        numbers: Int[np.ndarray, " some"],
+        counts: Any,
+        before: MemberGenerators,
+        after: MemberGenerators,
+        room: np.ndarray,
+        places: Any,
+    ) -> None:
+        """Draws plain orders, `counts` of each member: see `MemberGenerators.draw`."""
+        members = self.members[numbers]
+        if self._orders[0].shuffle:
+            before.draw(after, members, counts, room, places)
+        else:
+            after.states[members] = before.states[members]
 
     def blank_arguments(self, state: State, width: int, count: int = 1) -> tuple:
         """Returns arguments of the form that calls for blocks of this width have; nothing is drawn for them."""
@@ -170,15 +208,6 @@ class Lot:
             rows = np.asarray(schedule.rows)
             self._rooms.append(rows[None] if self.ahead.exact else rows)
 
-    def _draw(self, number: int, count: int, generator: Any, room: np.ndarray) -> Schedule:
-        """Draws the batch orders of a member, as numbers of rows of the data that all members share."""
-        shares = self.ahead.shares
-        if shares.training is None:
-            return self._order(number).draw(count, self.capacity, generator, room)
-        schedule, own = self._order(number).draw(count, self.capacity, generator), shares.training[self.members[number]]
-        room[:count] = own if schedule.rows is None else own[schedule.rows[:count]]
-        return schedule._replace(rows=room)
-
     def _validation_rows(self, block: Block) -> np.ndarray | None:
         if self.ahead.shares.validation is None:
             return None
@@ -190,13 +219,15 @@ class Lot:
         self, block: Block, before: MemberGenerators, after: MemberGenerators, ran: np.ndarray, count: int
     ) -> None:
         """Puts back what was drawn for epochs, of `count`, that members of a block, who `ran` others, have not run."""
-        room = self._orders[0].room(self.capacity) if self._orders[0].carries_rows else None
         short = np.flatnonzero(ran < count)
-        numbers = block.members[short].tolist()
+        numbers, room = block.members[short], self._orders[0].room(1, self.capacity)
+        if self.ahead.is_plain:
+            self._shuffle(numbers, ran[short], before, after, room, 0)
+            return
         each = self._generators(before, numbers, after.states)
-        for number, generator, epochs in zip(numbers, each, ran[short].tolist(), strict=True):
+        for number, generator, epochs in zip(numbers.tolist(), each, ran[short].tolist(), strict=True):
             if epochs:  # being given its generator alone has put back what the round drew
-                self._order(number).draw(epochs, self.capacity, generator, room)
+                self._order(number).draw(epochs, self.capacity, generator, room[0])
 
     def arguments(self, block: Block, schedule: Schedule, epochs: range, rates: Any) -> tuple:
         """Returns what a call of the program takes."""

@@ -5,6 +5,8 @@ because members may stop at different epochs, and an interrupt must leave all of
 """
 
 import concurrent.futures
+import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -131,15 +133,14 @@ class Rounds:
             _ = trained.generators.states  # what is owed is drawn now, where Ctrl-C is heard
         self.lanes = [self._lanes(lot, trained) for lot in self.lots]
         self.pace = self._pace(self._packings())
-        workers = min(cores(), len(members.blocks))
-        with concurrent.futures.ThreadPoolExecutor(workers) as executor, held_interrupt() as interrupt:
+        with held_interrupt() as interrupt:
             members.trained = trained  # as they begin: whoever listens may ask them
             tell(interrupt, "on_train_begin")
             while epoch < self.recipe.epochs and self.goes_on.any() and not interrupt:
                 self._measure(self.recipe.epochs - epoch)
                 count = self._round_epochs(epoch)
                 tell(interrupt, "on_epoch_begin", epoch)
-                further = self._round(trained, range(epoch, epoch + count), executor, interrupt)
+                further = self._round(trained, range(epoch, epoch + count), interrupt)
                 if further is None:
                     break
                 trained = members.trained = further
@@ -224,9 +225,7 @@ class Rounds:
         """Returns the number of the lot and the block, of all blocks in which members still train."""
         return [(number, block) for number, lanes in enumerate(self.lanes) for block in lanes.blocks]
 
-    def _round(
-        self, trained: Trained, epochs: range, executor: concurrent.futures.Executor, interrupt: Interrupt
-    ) -> Trained | None:
+    def _round(self, trained: Trained, epochs: range, interrupt: Interrupt) -> Trained | None:
         """Advances every block by the same epochs; returns None if a round of one epoch was interrupted."""
         start, blocks = time.perf_counter(), self._blocks()
         drawn = trained.generators
@@ -253,7 +252,7 @@ class Rounds:
         if untraced or not self.ahead.is_plain:
             carries = [advance(place, epochs) for place in range(len(blocks))]
         else:
-            carries = self._side_by_side(advance, len(blocks), epochs, executor)
+            carries = self._side_by_side(advance, len(blocks), epochs)
         if any(carry is None for carry in carries):
             return None
         seconds = time.perf_counter() - start
@@ -265,20 +264,21 @@ class Rounds:
         self._make_room(self.recipe.epochs - epochs.stop)
         return further
 
-    def _side_by_side(
-        self, advance: Callable, blocks: int, epochs: range, executor: concurrent.futures.Executor
-    ) -> list:
+    def _side_by_side(self, advance: Callable, blocks: int, epochs: range) -> list:
         """Advances the blocks on all cores; returns what each carries on."""
+        every: list[concurrent.futures.Future] = []
         last: dict[int, concurrent.futures.Future] = {}
         # Learning rates that are told begin with those of the round's first epoch.
         order = parts(blocks, epochs, 1 if self.guide.schedulers else cores())
         try:
             for place, part in order:
-                last[place] = executor.submit(advance, place, part, last.get(place))
+                last[place] = threads(cores()).submit(advance, place, part, last.get(place))
+                every.append(last[place])
             return [last[place].result() for place in range(blocks)]
         finally:
-            for future in last.values():
+            for future in every:
                 future.cancel()  # those that wait, where another has failed
+            concurrent.futures.wait(every)
 
     def _advance(
         self,
@@ -392,6 +392,20 @@ class Rounds:
             history.epoch[-1], self.recipe.validation_freq
         )
         return {name: history[name][:, -1].copy() for name in history if validated or not name.startswith("val_")}
+
+
+@functools.cache
+def threads(count: int) -> concurrent.futures.ThreadPoolExecutor:
+    """Returns the threads in which blocks train.
+
+    All fits have the same ones: a new thread takes its memory from the system page by page, and each time the others
+    are held up; that costs a twentieth of a short fit.
+    """
+    return concurrent.futures.ThreadPoolExecutor(count, "kohort-block")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=threads.cache_clear)  # a child has none of its parent's threads
 
 
 def stopped(history: CohortHistory, goes_on: np.ndarray) -> CohortHistory:

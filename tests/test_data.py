@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import sklearn.datasets
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from oracle import differences
 
@@ -61,7 +61,16 @@ def test_moons_out_of_range(arguments):
 # Permutations.
 
 
-@settings(deadline=None, max_examples=150)
+@pytest.fixture(params=["compiled", "numpy"])
+def drawn_by(request, monkeypatch):
+    """What draws permutations: `shuffle.c` where it was compiled, or NumPy alone."""
+    if request.param == "numpy":
+        monkeypatch.setattr("kohort.generators._permute", lambda: None)
+    elif kohort.generators._permute() is None:
+        pytest.skip("kohort was installed without a C compiler")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.sampled_from([*range(1, 13), 33, 255, 256, 400]),
     count=st.integers(0, 40),
@@ -71,8 +80,8 @@ def test_moons_out_of_range(arguments):
 @example(rows=4, count=4096, seed=0, drawn_before=1)
 @example(rows=6, count=2000, seed=2**32 - 1, drawn_before=623)
 @example(rows=65537, count=2, seed=1, drawn_before=0)
-def test_permutations_are_numpys(rows, count, seed, drawn_before):
-    ours, theirs = np.random.RandomState(seed), np.random.RandomState(seed)
+def test_permutations_are_numpys(drawn_by, rows, count, seed, drawn_before):
+    (ours,), theirs = MemberGenerators([seed]).each([0], np.empty((1, 625), np.uint32)), np.random.RandomState(seed)
     for generator in (ours, theirs):
         generator.randint(9, size=drawn_before)
     drawn = permutations(ours, rows, count)
@@ -83,7 +92,7 @@ def test_permutations_are_numpys(rows, count, seed, drawn_before):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 6, 7])
-def test_permutations_of_the_global_generator(rows):
+def test_permutations_of_the_global_generator(drawn_by, rows):
     np.random.seed(8)
     np.random.normal()  # leaves a second normal number waiting, which belongs to the state
     state = np.random.get_state()
@@ -134,6 +143,29 @@ def test_member_generators_are_left_only_where_asked():
     assert (others.states[1] != before[1]).any()
     for generator in generators.each([1], others.states):
         np.testing.assert_array_equal(generator.permutation(9), first)
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(4, np.uint8), (300, np.uint16), (70_000, np.uint32)])
+def test_member_generators_draw_in_bulk(drawn_by, rows, dtype):
+    generators, counts, places = MemberGenerators(SEEDS), [3, 0, 2, 3], [2, 0, 1, 3]
+    before, others = generators.states.copy(), generators.like()
+    others.states[:] = 7
+    room = np.full((4, 3, rows), 9, dtype)
+    generators.draw(others, np.array([4, 0, 1, 3]), counts, room, places)
+
+    np.testing.assert_array_equal(generators.states, before)
+    np.testing.assert_array_equal(others.states[2], 7)  # who draws nothing is not touched
+    for member, count, place in zip([4, 0, 1, 3], counts, places, strict=True):
+        their = np.random.RandomState(SEEDS[member])
+        drawn = [their.permutation(rows) for _ in range(count)]
+        np.testing.assert_array_equal(room[place, :count], np.reshape(drawn, (count, rows)))
+        np.testing.assert_array_equal(room[place, count:], 9)
+        np.testing.assert_array_equal(others.states[member], [*their.get_state()[1], their.get_state()[2]])
+
+
+def test_what_does_not_draw_as_numpy_is_not_used():
+    assert kohort.generators._draws_as_numpy(kohort.generators._permute() or pytest.skip("no C compiler"))
+    assert not kohort.generators._draws_as_numpy(lambda before, after, members, counts, room, places: room.fill(0))
 
 
 def test_member_generators_leave_the_global_one_alone():

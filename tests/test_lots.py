@@ -1,5 +1,9 @@
 """Callbacks where members differ by more than their seeds: each is guided as in its own `model.fit` on its own rows."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from test_wrong_input import refused
 
 import kohort
 from kohort import lanes, mapping, rounds
+from kohort.lots import Lot
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(43, 2)).astype("float32")
@@ -200,3 +205,38 @@ def test_a_block_that_is_halved_trains_as_one_that_is_not(make, monkeypatch):
     assert differences(states, others) == []
     for name in alone:
         np.testing.assert_array_equal(alone[name], beside[name])
+
+
+FORKS = """
+import os, kohort.rounds
+assert kohort.rounds.threads(1).submit(int).result() == 0
+child = os.fork()
+if not child:
+    os._exit(kohort.rounds.threads(1).submit(int, 7).result(timeout=60))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_has_threads_of_its_own():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "7"
+
+
+def test_a_block_that_fails_is_told_when_no_other_trains_any_more(monkeypatch):
+    running, real = [], Lot.call
+
+    def call(lot, mapping, block, arguments, interrupt):
+        if arguments[4] > 2 and block.members[0] == 0:
+            raise RuntimeError("no more memory")
+        running.append(id(block))
+        try:
+            return real(lot, mapping, block, arguments, interrupt)
+        finally:
+            running.remove(id(block))
+
+    monkeypatch.setattr(Lot, "call", call)
+    cohort = kohort.Cohort(build(), 64)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        cohort.fit(X, Y, epochs=200, verbose=0)
+    assert running == []

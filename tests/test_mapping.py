@@ -89,7 +89,7 @@ def test_small_networks_go_abreast_in_wide_blocks(hidden, is_small):
     form = template.programs.form(inputs, keras_internals.read_state(template.network))
     assert form.is_small == is_small
     assert form.largest_bytes == 4 * 32 * max(hidden)
-    assert form.width == {8: 64, 32: 16}[hidden[0]]
+    assert form.width == {8: 56, 32: 16}[hidden[0]]
 
 
 SPREAD = """

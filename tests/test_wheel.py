@@ -1,8 +1,10 @@
 """The wheel: only the package in it, and it works where there is no checkout."""
 
 import os
+import runpy
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -52,6 +54,22 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         f"{about}/entry_points.txt",
         f"{about}/licenses/LICENSE",
     }
+
+
+def test_a_wheel_with_a_library_is_for_this_platform_and_every_python(wheel):
+    has_library = "kohort/shuffle.compiled" in zipfile.ZipFile(wheel).namelist()
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_") if has_library else "any"
+
+    assert wheel.name == f"kohort-{VERSION}-py3-none-{platform}.whl"
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false -pthread"])
+def test_without_a_c_compiler_nothing_is_compiled(tmp_path, monkeypatch, compiler):
+    hook = runpy.run_path(str(ROOT / "hatch_build.py"))
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: compiler)
+
+    assert not hook["compiled"](ROOT / hook["SOURCE"], tmp_path / "library")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wheel_works_in_an_empty_folder(wheel, tmp_path):

@@ -34,8 +34,8 @@ FAULTS = [
     Fault(
         "batch-order-of-the-neighbour",
         "kohort/lots.py",
-        "zip(numbers, each, map(rows.__getitem__, lanes), strict=True):",
-        "zip(numbers, each, map(rows.__getitem__, lanes[::-1]), strict=True):",
+        "self._shuffle(numbers, count, before, after, rows, lanes)",
+        "self._shuffle(numbers, count, before, after, rows, lanes[::-1])",
         (f"{COHORT}test_member_is_keras_to_rounding[dense]",),
     ),
     Fault(
@@ -105,8 +105,8 @@ FAULTS = [
     Fault(
         "trains-on-the-rows-of-another-fold",
         "kohort/lots.py",
-        "shares.training[self.members[number]]\n        room",
-        "shares.training[self.members[number] - 1]\n        room",
+        "own, its_rows = shares[member], rows[lane, :count]",
+        "own, its_rows = shares[member - 1], rows[lane, :count]",
         (f"{FOLDS}test_exact_member_is_bit_for_bit_keras_on_its_rows[shuffled]",),
     ),
     Fault(
