@@ -46,6 +46,12 @@ class Guide(NamedTuple):
         """Whether members may stop at different epochs."""
         return any(isinstance(rule, rules.EarlyStop | rules.Terminate) for rule in self.rules)
 
+    def end_of_patience(self, initial_epoch: int) -> int:
+        """Returns how many epochs, from 0 on, have passed when members stop that never get better."""
+        stops = [n for rule, n in zip(self.rules, self.numbers, strict=True) if isinstance(rule, rules.EarlyStop)]
+        ends = (max(initial_epoch, int(n["start_from_epoch"])) + int(n["patience"]) + 1 for n in stops)
+        return min(ends, default=initial_epoch)
+
     def current_rates(self, state: State) -> np.ndarray:
         """Returns the learning rates (member,) in the state of one member or of several."""
         return np.atleast_1d(state.optimizer_variables[_rate_place(self.places)])

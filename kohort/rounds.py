@@ -217,6 +217,8 @@ class Rounds:
             share = (self.recipe.epochs - self.recipe.initial_epoch) // MOST_STOPPING_ROUNDS
             seconds = min(ROUND_SECONDS, STOPPING_ROUND_SECONDS * 2 ** max(0, self._calm_rounds - 1))
             count = min(count, max(share, self.pace.epochs(remaining, self.capacity, seconds)))
+            if (impatient := self.guide.end_of_patience(self.recipe.initial_epoch)) > epoch:
+                count = min(count, impatient - epoch)  # when the first members leave their lanes
         # Many blocks cost time by themselves: a second epoch tells it apart, unless an epoch is long in any case.
         share = self.pace.seconds_per_epoch
         return min(2, remaining, self.capacity) if count == 1 and share and share < 5 * ROUND_SECONDS else count
