@@ -18,6 +18,8 @@ from kohort.history import CohortHistory
 
 # A metric of more bytes is kept in a file of the system's folder for temporary files, which goes with the array.
 MOST_BYTES_IN_MEMORY = 2**28
+# The system is let to take back memory that was written to files after so many bytes: each time costs the next ones.
+BYTES_BETWEEN_RELEASES = 2**26
 
 
 class Curves:
@@ -33,6 +35,7 @@ class Curves:
         self._seeds, self._epochs = seeds, epochs
         self._arrays: dict[str, np.ndarray] = {}  # (epoch, member, ...): what a call writes lies close together
         self._files: list[mmap.mmap] = []
+        self._unreleased = 0  # bytes that were put since memory was last released
         self._lock = threading.Lock()
 
     def put(
@@ -59,11 +62,13 @@ class Curves:
                 own = np.asarray(values)[:count, : len(members)]
                 kept = self._array(prefix + name, own)[self._places(epochs)]
                 kept[:, rows] = own
+                self._unreleased += own.nbytes
                 for number, its_epochs in zip(members[ran < count], ran[ran < count], strict=True):
                     kept[its_epochs:, number] = np.nan
                 if prefix and validates is not None:
                     kept[np.flatnonzero(~validates[:count])[:, None], members] = np.nan
-        self._release()
+        if self._unreleased > BYTES_BETWEEN_RELEASES:
+            self._release()
 
     def skip(self, members: Int[np.ndarray, " member"], epochs: range) -> None:
         """Notes that some members ran none of these epochs."""
@@ -98,6 +103,7 @@ class Curves:
 
     def _release(self) -> None:
         """Lets the system put what was written to files, and use the memory for something else."""
+        self._unreleased = 0
         for file in self._files:
             if hasattr(mmap, "MADV_DONTNEED"):
                 file.madvise(mmap.MADV_DONTNEED)

@@ -56,7 +56,7 @@ class Ahead:
         """
         row_bytes = self._row_bytes * width if self.is_order_seen else 0
         most = engine.capacity(row_bytes, min(engine.MAX_ROW_BYTES, (memory or engine.MAX_ROW_BYTES * 16) // 16))
-        return max(1, min(most, engine.MAX_EPOCHS >> min(6, (turns - 1).bit_length())))
+        return max(1, min(most, engine.MAX_EPOCHS >> min(4, (turns - 1).bit_length())))
 
 
 class Lot:
