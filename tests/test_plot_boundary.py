@@ -299,7 +299,7 @@ def test_labels_that_the_model_does_not_have(y):
 
 
 def test_models_of_fewer_features_or_of_another_rank():
-    message = r"`model` must be a model of at least two features\..*Its input shape is \(None, 1\): draw"
+    message = r"`model` must be a model of at least two features\..*Of one feature draw `kohort.plot.response_curve`"
     with pytest.raises(ValueError, match=message):
         plot.decision_boundary(network(features=1), X)
     images = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(1)])

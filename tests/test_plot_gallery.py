@@ -239,7 +239,7 @@ def test_members_that_the_cohort_does_not_have(members):
 
 
 def test_columns_below_one():
-    with pytest.raises(ValueError, match=r"`columns` must be at least 1\. Received: columns=0"):
+    with pytest.raises(ValueError, match=r"`columns` must be an integer of at least 1\. Received: columns=0"):
         plot.wall(Cohort(), X, columns=0)
 
 

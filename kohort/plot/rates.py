@@ -22,12 +22,11 @@ from matplotlib.transforms import ScaledTranslation
 
 from kohort.history import Criterion
 from kohort.plot.sources import criterion as in_words
-from kohort.plot.style import COLOURS, MARKERS, NUMBERS, Display, check_axes, on_axes, require
+from kohort.plot.style import COLOURS, MARKERS, NUMBERS, Display, check_axes, fit_labels, on_axes, require, shortened
 from kohort.plot.surface import HATCH
 from kohort.store import canonical
 
 LINES_APART, POINTS_APART = 5, 8  # points from the interval of one group to that of the next, at the same value
-LONGEST = 24  # letters of a value that are shown
 MIDDLE = 0.47  # the rate from which on black reads better than white on its colour
 
 
@@ -67,6 +66,7 @@ class Success(Display):
         lines = [f"solved: {self.criterion}" if self.criterion else "", self.note]
         self.ax_.set_title("\n".join(filter(None, lines)), fontsize="medium")
         (self._plot_map if self.is_map else self._plot_lines)(self.ax_, ax is None)
+        fit_labels(self.ax_)
         return self
 
     def _counted(self) -> str:
@@ -94,7 +94,7 @@ class Success(Display):
             longest = max(len(_shown(group)) for group in self.groups)
             rows = math.ceil(len(self.groups) / max(1, min(5, 60 // (longest + 6))))
             columns = math.ceil(len(self.groups) / rows)
-            title = f"{self.by} ({self._counted()})" if self.by else None
+            title = f"{shortened(self.by)} ({self._counted()})" if self.by else None
             self.figure_.legend(loc="outside upper center", ncols=columns, frameon=False, title=title)
 
     def _draw_group(self, ax: Any, at: np.ndarray, k: int, aside: float, **look: Any) -> None:
@@ -245,8 +245,7 @@ def _are_numbers(values: tuple) -> bool:
 
 def _shown(value: Any) -> str:
     """Writes a value in few letters, of a long one its two ends."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 9]}…{text[-8:]}"
+    return shortened(f"{value:g}" if isinstance(value, float) else value)
 
 
 def _held(trials: list, fixed: Any) -> list:

@@ -17,7 +17,19 @@ from matplotlib.collections import LineCollection
 
 from kohort import data
 from kohort.plot.plane import MARGIN
-from kohort.plot.style import BAND, COLOURS, Display, check_axes, cover, halo, on_axes, require, show_faint_lines
+from kohort.plot.style import (
+    BAND,
+    COLOURS,
+    Display,
+    check_axes,
+    cover,
+    fit_labels,
+    halo,
+    on_axes,
+    require,
+    set_ticks,
+    show_faint_lines,
+)
 
 MAX_LINES = 200  # faint lines; the record keeps every member
 
@@ -61,6 +73,8 @@ class ResponseCurve(Display):
             style = {"s": 16, "color": COLOURS[1], "edgecolors": rcParams["text.color"], "linewidths": 0.5}
             self.ax_.scatter(self.x, self.y, **style, zorder=4, label="sample")
         self.ax_.set(xlabel=self.name, ylabel="answer", xlim=(self.grid[0], self.grid[-1]))
+        set_ticks(self.ax_.xaxis, nbins=8)
+        fit_labels(self.ax_)
         if ax is None:
             title = f"without {self.diverged} diverged" if self.diverged else None
             legend = self.figure_.legend(loc="outside upper center", ncols=4, frameon=False, title=title)
