@@ -273,6 +273,8 @@ def test_a_cohort_is_no_single_model(draw):
         ({"x": X, "y": np.zeros(3)}, r"`y` must have one row per sample of `x` \(4\)"),
         ({"x": X, "y": np.arange(4)}, r"`y` must be labels of two classes\. .*It holds \[0, 1, 2, 3\]"),
         ({"x": X, "y": np.eye(4)}, "`y` must be labels of two classes"),
+        ({"x": X, "threshold": "a"}, r"`threshold` must be a finite number or None\. Received: threshold='a'\. Leave"),
+        ({"x": X, "threshold": np.nan}, r"`threshold` must be a finite number or None\. Received: threshold=nan"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):

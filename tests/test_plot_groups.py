@@ -112,6 +112,7 @@ def test_one_member_is_one_group():
     [
         ({"tolerance": 0}, r"`tolerance` must be a finite number above 0\. Received: tolerance=0\. Pass"),
         ({"shown": 0}, r"`shown` must be an integer of at least 1\. Received: shown=0\. Pass"),
+        ({"shown": 1.5}, r"`shown` must be an integer of at least 1\. Received: shown=1\.5\. Pass"),
         ({"columns": 0}, r"`columns` must be an integer of at least 1\. Received: columns=0\. Pass"),
         ({"metric": "auc"}, r"`metric` must be one of 'loss'\. Received: metric='auc'"),
         ({"members": [3]}, r"`members` must be a number of at least 1, or seeds among 100, 101"),

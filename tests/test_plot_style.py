@@ -104,6 +104,9 @@ UGLY = {
     "survival": lambda **ax: plot.survival(MANY, **{LONG: 0.5}, loss=0.5, **ax),
     "response": lambda **ax: plot.response_curve(network(features=1), TABLE.iloc[:, 0], TABLE.iloc[:, 1], **ax),
     "success": lambda **ax: plot.success(Study({LONG: [LONG, "b" + LONG], "b" + LONG: [1, 2]}), loss=0.5, **ax),
+    "success crowded": lambda **ax: plot.success(Study({LONG: list(10.0 ** -np.arange(9)), "b": [1, 2]}), loss=1, **ax),
+    "history of one": lambda **ax: plot.history(recorded([0], loss=[[0.9, 0.05, 0.02]]), **ax),
+    "nothing finite": lambda **ax: plot.history(recorded([0, 1], loss=np.full((2, 3), np.nan)), **ax),
     "success map": lambda **ax: plot.success(Study({LONG: [1e-5, 123456.0], "b" + LONG: [1, 2]}), loss=0.5, **ax),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.collections import LineCollection
+from matplotlib.ticker import LogLocator
 
 from kohort.plot.sources import logs_of, names_of_outcomes
 from kohort.plot.style import (
@@ -71,11 +72,13 @@ class HistoryCurves(Display):
             self.ax_.plot(curves.epochs, curves.quantiles[1], zorder=3, **look)
         if self.is_logarithmic:
             self.ax_.set_yscale("log", nonpositive="mask")
+            self.ax_.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # all ten have no room beside each other
         self.ax_.set(xlabel="epoch", ylabel=self.metric)
         set_ticks(self.ax_.xaxis, integer=True)
         fit_labels(self.ax_)
         if not self.epochs.size:
             self.ax_.text(0.5, 0.5, "not finite", transform=self.ax_.transAxes, ha="center", va="center")
+            self.ax_.set(xticks=[], yticks=[])
         if ax is None:
             legend = self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
             show_faint_lines(legend)

@@ -22,7 +22,18 @@ from matplotlib.transforms import ScaledTranslation
 
 from kohort.history import Criterion
 from kohort.plot.sources import criterion as in_words
-from kohort.plot.style import COLOURS, MARKERS, NUMBERS, Display, check_axes, fit_labels, on_axes, require, shortened
+from kohort.plot.style import (
+    COLOURS,
+    LONGEST,
+    MARKERS,
+    NUMBERS,
+    Display,
+    check_axes,
+    fit_labels,
+    on_axes,
+    require,
+    shortened,
+)
 from kohort.plot.surface import HATCH
 from kohort.store import canonical
 
@@ -306,7 +317,7 @@ def _scale(ax: Any, at: np.ndarray) -> None:
 
 
 def _name_places(ax: Any, at: np.ndarray, labels: list[str], is_scale: bool) -> None:
-    """Sets ticks at the values: of numbers as many as there is room for, of names all, aslant where they are long."""
+    """Sets ticks at the values: of numbers as many as there is room for, of names all, aslant or upright if long."""
     size = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
     points = ax.transData.transform(np.column_stack((at, 0.5 + 0 * at)))[:, 0] / ax.figure.dpi * 72
     halves = [0.35 * size * (len(label) + 1) for label in labels]
@@ -317,6 +328,12 @@ def _name_places(ax: Any, at: np.ndarray, labels: list[str], is_scale: bool) -> 
     if is_scale:
         ax.set_xticks(at[kept], [labels[i] for i in kept])
         ax.xaxis.set_minor_locator(NullLocator())
+    elif len(kept) == len(at):
+        ax.set_xticks(at, labels)
     else:
-        aslant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(kept) < len(at) else {}
-        ax.set_xticks(at, labels, **aslant)
+        apart = np.diff(points).min()
+        turned = {"rotation": 30 if apart > 2.4 * size else 90, "ha": "right", "rotation_mode": "anchor"}
+        turned["va"] = "top" if turned["rotation"] == 30 else "center"
+        every = math.ceil(1.2 * size / apart)
+        letters = LONGEST if ax.figure.get_layout_engine() is not None else 10  # else they reach a neighbour
+        ax.set_xticks(at[::every], [shortened(label, letters) for label in labels[::every]], **turned)
