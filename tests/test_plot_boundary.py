@@ -250,6 +250,7 @@ def test_a_cohort_is_no_single_model(draw):
         draw(Cohort(), *{plot.units: [0], plot.loss_landscape: [X, Y]}.get(draw, []))
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -256,6 +256,7 @@ def test_a_film_in_the_place_of_axes_of_ones_own(film):
 # Misuse: nothing is trained.
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [

@@ -238,6 +238,7 @@ def test_members_that_the_cohort_does_not_have(members):
         plot.wall(Cohort(), X, members=members)
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize("members", [None, 1.5, True])
 def test_members_that_are_no_choice(members):
     message = r"`members` must be a number of at least 1, or seeds\. Received: members=.*Pass for example 64"
@@ -245,6 +246,7 @@ def test_members_that_are_no_choice(members):
         plot.wall(Cohort(), X, members=members)
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(("columns", "error"), [(0, ValueError), (1.5, ValueError), ("a", TypeError)])
 def test_columns_that_cannot_be(columns, error):
     with pytest.raises(error, match=r"`columns` must be an integer of at least 1\. Received: columns="):
@@ -256,7 +258,7 @@ def test_members_of_other_features_are_told_by_their_own_shape():
     for draw in (plot.wall, plot.spread, plot.minima):
         with pytest.raises(ValueError, match="`features` must be given where the model takes 3 features"):
             draw(three, xlim=(0, 1), ylim=(0, 1))
-        with pytest.raises(ValueError, match="`cohort` must be a cohort of at least two features.*response_curve"):
+        with pytest.raises(ValueError, match=r"`cohort` must be a cohort of at least two features\..*response_curve"):
             draw(one, X[:, :1])
         with pytest.raises(ValueError, match=r"`x` must be of shape \(sample, 3\).*shape=\(4, 2\)"):
             draw(three, X, features=(0, 1))

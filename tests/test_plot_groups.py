@@ -107,6 +107,7 @@ def test_one_member_is_one_group():
 # Misuse.
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -61,7 +61,7 @@ def logs_of(source: Any, name: str, metric: str) -> Any:
     return logs
 
 
-def reaches(cohort: Any, bounds: Mapping[str, float]) -> np.ndarray:
+def reaches(cohort: Any, bounds: Mapping[str, float | int]) -> np.ndarray:
     """Says which members reach all the bounds in their last epoch, (member,)."""
     return solved(cohort.history, None, bounds, {name: cohort.direction(name) for name in bounds})
 
@@ -72,6 +72,6 @@ def names_of_outcomes(logs: Any) -> np.ndarray | None:
     return np.array([outcome.name for outcome in logs.outcome]) if knows else None
 
 
-def criterion(bounds: Mapping[str, float], directions: Mapping[str, str | None]) -> str:
+def criterion(bounds: Mapping[str, float | int], directions: Mapping[str, str | None]) -> str:
     """Writes bounds as a reader reads them: loss ≤ 0.01."""
     return ", ".join(f"{name} {'≥' if directions[name] == 'up' else '≤'} {bound:g}" for name, bound in bounds.items())
