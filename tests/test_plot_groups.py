@@ -101,6 +101,7 @@ def test_only_the_most_frequent_groups_are_drawn():
 
 
 def test_one_member_is_one_group():
+    assert plot.minima(cohort_of([1.0]), X, Y).ax_.texts[-1].get_text() == "1 member"
     np.testing.assert_array_equal(plot.minima(cohort_of([3]), X, Y).group, [0])
 
 

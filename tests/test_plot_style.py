@@ -126,6 +126,20 @@ def test_long_names_fit_on_axes_however_small(draw, layout):
     assert overlaps(figure) == []
 
 
+def test_names_are_shortened_in_the_middle_and_broken_between_words():
+    assert style.shortened("loss", 4) == "loss"
+    assert style.shortened("mean concavity of the nucleus 1", 12) == "mean c…eus 1"
+    _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
+    ax.set(title="solved: loss ≤ 0.01, val_loss ≤ 0.03, accuracy", xlabel="x", ylabel=3 * LONG)
+
+    style.fit_labels(ax)
+
+    assert ax.get_title() == "solved: loss ≤ 0.01,\nval_loss ≤ 0.03, accuracy"
+    assert ax.get_xlabel() == "x"
+    assert "…" in ax.get_ylabel()
+    assert ax.get_ylabel().startswith("the_")
+
+
 @each_picture
 def test_axes_of_ones_own_are_drawn_on_and_nothing_global_changes(draw):
     before = dict(matplotlib.rcParams)

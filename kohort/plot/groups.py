@@ -66,7 +66,7 @@ class Minima(Surface):
 
     def _head(self, shown: int) -> str:
         rarer, diverged = int(self.counts[shown:].sum()), int((self.group < 0).sum())
-        head = f"{len(self.group)} members"
+        head = f"{len(self.group)} member{'s' * (len(self.group) != 1)}"
         if rarer:
             head += f" · {rarer} in {len(self.counts) - shown} rarer groups"
         return head + (f" · {diverged} diverged" if diverged else "")

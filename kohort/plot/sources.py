@@ -33,9 +33,9 @@ def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
     """Returns the positions in the cohort of the members to show: the first ones, or all those of the seeds."""
     check_cohort(cohort)
     seeds = list(cohort.seeds)
-    is_number = isinstance(members, int | np.integer) and not isinstance(members, bool)
-    is_choice = is_number or isinstance(members, Iterable)
+    is_choice = isinstance(members, int | np.integer | Iterable) and not isinstance(members, bool)
     require(is_choice, "members", "a number of at least 1, or seeds", members, "Pass for example 64.", TypeError)
+    is_number = isinstance(members, int | np.integer)
     wanted = list(dict.fromkeys(seeds[: max(members, 0)] if is_number else members))
     shown = ", ".join(map(str, seeds[:6])) + (", ..." if len(seeds) > 6 else "")
     accepted = f"a number of at least 1, or seeds among {shown}"

@@ -124,8 +124,8 @@ def _fitted(text: Any, line: str, room: float, lines: int) -> str:
 
 
 def _broken(line: str) -> str:
-    """Returns a line in two, broken after what is no letter and nearest to the middle."""
-    ends = [found.end() for found in re.finditer(r"[\s_,;…-]+", line)]
+    """Returns a line in two, broken nearest to its middle: between words, and not where one is compared."""
+    ends = [found.end() for found in re.finditer(r"[,;…_-]+\s*|(?<![≤≥=])\s+(?![≤≥=])", line)]
     at = min(ends, key=lambda end: abs(end - len(line) / 2), default=len(line))
     return f"{line[:at].rstrip()}\n{line[at:]}"
 
