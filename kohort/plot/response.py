@@ -179,7 +179,7 @@ def _limits(xlim: Any, x: np.ndarray | None) -> tuple[float, float]:
 def _answers(source: Any, points: np.ndarray) -> np.ndarray:
     """Returns the answers (member, grid) of one model, or of all members of a cohort."""
     shape = getattr(source, "input_shape", None)
-    step = "Of more features draw `kohort.plot.decision_boundary`."
+    step = "Of more features draw `kohort.plot.decision_boundary`, or of a cohort `kohort.plot.spread`."
     is_one = shape is None or shape == (None, 1)
     require(is_one, "source", "a network of one feature", source, step)
     answers: Any = source.predict(points, **({"verbose": 0} if isinstance(source, keras.Model) else {}))
