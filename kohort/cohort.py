@@ -128,6 +128,11 @@ class Cohort(Results):
         """
         return self._members.roster.parameters
 
+    @property
+    def input_shape(self) -> Any:
+        """The shape of what the members take, as that of a `keras.Model`."""
+        return self._template.network.input_shape
+
     def __len__(self) -> int:
         """Returns the number of members."""
         return len(self.seeds)

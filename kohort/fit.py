@@ -79,7 +79,7 @@ def fit(
     batches go into one call.
 
     Args:
-        model: A compiled Keras model on the JAX backend.
+        model: A compiled Keras model. One of another backend than JAX trains in a worker, and comes back trained.
         x: Samples: an array (sample, ...) of NumPy, JAX or pandas, or a list, tuple or dict of them; or a stream of
             batches: a `keras.utils.PyDataset`, `tf.data.Dataset`, torch `DataLoader`, grain dataset or generator.
         y: Targets, likewise; none beside a stream, whose batches are tuples (x, y) or (x, y, sample_weight).
@@ -105,6 +105,7 @@ def fit(
     Raises:
         TypeError: If the model is not Keras's, or an argument or array is of the wrong type.
         ValueError: If the model is not compiled or an argument or array does not fit. The model is left as it was.
+        WorkerError: If the worker fails.
 
     Example:
         >>> import kohort, keras

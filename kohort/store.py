@@ -116,7 +116,7 @@ class Store:
         if not self.exists:
             raise FileNotFoundError(
                 f"`path` must be a study. Received: path={self.shown!r}, where there is none. "
-                "Check the name, or begin one with `kohort.Study(path, network, grid, seeds=...)`."
+                "Check the name, or train one: `kohort.Study(path, network, grid, seeds=...).run(x, y, epochs=...)`."
             )
         with self._connected() as connection:
             return self._records(connection)

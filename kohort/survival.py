@@ -117,7 +117,7 @@ def _check_bound(history: CohortHistory, name: str, bound: float, direction: str
     numbered = [each for each in history if history[each].ndim == 2]
     if name not in numbered:
         raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, numbered)) or '(none)'}. Received: {name}={bound!r}. "
+            f"`{name}` must be a metric of the history: {', '.join(numbered) or '(none)'}. Received: {name}={bound!r}. "
             "Metrics are named in `model.compile(metrics=...)`; those of validation begin with 'val_'."
         )
     if not isinstance(bound, numbers.Real) or np.isnan(float(bound)):

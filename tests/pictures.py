@@ -67,10 +67,10 @@ def compiled(optimizer="adam", **options):
     return model
 
 
-def trained_cohort(seeds=(4, 0, 7), epochs=3, **options):
-    """Returns a cohort of the network, trained on XOR."""
+def trained_cohort(seeds=(4, 0, 7), epochs=3, x=X, **options):
+    """Returns a cohort of the network, trained on XOR, or on other samples of these classes."""
     cohort = kohort.Cohort(compiled(**options), seeds=list(seeds))
-    cohort.fit(X, Y, epochs=epochs, verbose=0)
+    cohort.fit(x, Y, epochs=epochs, verbose=0)
     return cohort
 
 

@@ -250,6 +250,7 @@ def test_a_cohort_is_no_single_model(draw):
         draw(Cohort(), *{plot.units: [0], plot.loss_landscape: [X, Y]}.get(draw, []))
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -273,6 +274,8 @@ def test_a_cohort_is_no_single_model(draw):
         ({"x": X, "y": np.zeros(3)}, r"`y` must have one row per sample of `x` \(4\)"),
         ({"x": X, "y": np.arange(4)}, r"`y` must be labels of two classes\. .*It holds \[0, 1, 2, 3\]"),
         ({"x": X, "y": np.eye(4)}, "`y` must be labels of two classes"),
+        ({"x": X, "threshold": "a"}, r"`threshold` must be a finite number or None\. Received: threshold='a'\. Leave"),
+        ({"x": X, "threshold": np.nan}, r"`threshold` must be a finite number or None\. Received: threshold=nan"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):
@@ -299,7 +302,7 @@ def test_labels_that_the_model_does_not_have(y):
 
 
 def test_models_of_fewer_features_or_of_another_rank():
-    message = r"`model` must be a model of at least two features\..*Its input shape is \(None, 1\): draw"
+    message = r"`model` must be a model of at least two features\..*Of one feature draw `kohort.plot.response_curve`"
     with pytest.raises(ValueError, match=message):
         plot.decision_boundary(network(features=1), X)
     images = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(1)])

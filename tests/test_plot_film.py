@@ -256,14 +256,16 @@ def test_a_film_in_the_place_of_axes_of_ones_own(film):
 # Misuse: nothing is trained.
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
         ({"epochs": 0}, ValueError, r"`epochs` must be an integer of at least 1\."),
         ({"frames": 1}, ValueError, r"`frames` must be an integer of at least 2\."),
         ({"frames": [5, 9]}, ValueError, r"`frames` must be a number of at least 2, or epochs from 0 to 4\."),
+        ({"frames": 2.5}, TypeError, r"`frames` must be a number of at least 2, or epochs from 0 to 4\. .*frames=2\.5"),
         ({"frames": []}, ValueError, r"`frames` must be a number of at least 2, or epochs"),
-        ({"columns": 0}, ValueError, r"`columns` must be at least 1\."),
+        ({"columns": 0}, ValueError, r"`columns` must be an integer of at least 1\."),
         ({"members": [8]}, ValueError, r"`members` must be a number of at least 1, or seeds among 0, 1\."),
         ({"ax": 3}, TypeError, r"`ax` must be Matplotlib axes or None\."),
         ({"y": np.arange(4)}, ValueError, r"`y` must be labels of two classes\."),

@@ -238,9 +238,30 @@ def test_members_that_the_cohort_does_not_have(members):
         plot.wall(Cohort(), X, members=members)
 
 
-def test_columns_below_one():
-    with pytest.raises(ValueError, match=r"`columns` must be at least 1\. Received: columns=0"):
-        plot.wall(Cohort(), X, columns=0)
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize("members", [None, 1.5, True])
+def test_members_that_are_no_choice(members):
+    message = r"`members` must be a number of at least 1, or seeds\. Received: members=.*Pass for example 64"
+    with pytest.raises(TypeError, match=message):
+        plot.wall(Cohort(), X, members=members)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize(("columns", "error"), [(0, ValueError), (1.5, ValueError), ("a", TypeError)])
+def test_columns_that_cannot_be(columns, error):
+    with pytest.raises(error, match=r"`columns` must be an integer of at least 1\. Received: columns="):
+        plot.wall(Cohort(), X, columns=columns)
+
+
+def test_members_of_other_features_are_told_by_their_own_shape():
+    three, one = trained_cohort(features=3, x=np.ones((4, 3))), trained_cohort(features=1, x=X[:, :1])
+    for draw in (plot.wall, plot.spread, plot.minima):
+        with pytest.raises(ValueError, match="`features` must be given where the model takes 3 features"):
+            draw(three, xlim=(0, 1), ylim=(0, 1))
+        with pytest.raises(ValueError, match=r"`cohort` must be a cohort of at least two features\..*response_curve"):
+            draw(one, X[:, :1])
+        with pytest.raises(ValueError, match=r"`x` must be of shape \(sample, 3\).*shape=\(4, 2\)"):
+            draw(three, X, features=(0, 1))
 
 
 def test_what_is_no_cohort():

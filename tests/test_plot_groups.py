@@ -101,18 +101,21 @@ def test_only_the_most_frequent_groups_are_drawn():
 
 
 def test_one_member_is_one_group():
+    assert plot.minima(cohort_of([1.0]), X, Y).ax_.texts[-1].get_text() == "1 member"
     np.testing.assert_array_equal(plot.minima(cohort_of([3]), X, Y).group, [0])
 
 
 # Misuse.
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"tolerance": 0}, r"`tolerance` must be a finite number above 0\. Received: tolerance=0\. Pass"),
-        ({"shown": 0}, r"`shown` must be at least 1\. Received: shown=0\. Pass"),
-        ({"columns": 0}, r"`columns` must be at least 1\. Received: columns=0\. Pass"),
+        ({"shown": 0}, r"`shown` must be an integer of at least 1\. Received: shown=0\. Pass"),
+        ({"shown": 1.5}, r"`shown` must be an integer of at least 1\. Received: shown=1\.5\. Pass"),
+        ({"columns": 0}, r"`columns` must be an integer of at least 1\. Received: columns=0\. Pass"),
         ({"metric": "auc"}, r"`metric` must be one of 'loss'\. Received: metric='auc'"),
         ({"members": [3]}, r"`members` must be a number of at least 1, or seeds among 100, 101"),
     ],

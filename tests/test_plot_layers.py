@@ -193,7 +193,11 @@ def test_units_that_the_layer_does_not_have():
     for units in ([6], [-1], []):
         with pytest.raises(ValueError, match=r"`units` must be numbers of the layer's units, from 0 to 5\. Received"):
             plot.units(network(), 0, X, units=units)
-    with pytest.raises(ValueError, match=r"`columns` must be at least 1\. Received: columns=0"):
+    with pytest.raises(
+        TypeError, match=r"`units` must be numbers of the layer's units, from 0 to 5\. Received: units=3"
+    ):
+        plot.units(network(), 0, X, units=3)
+    with pytest.raises(ValueError, match=r"`columns` must be an integer of at least 1\. Received: columns=0"):
         plot.units(network(), 0, X, columns=0)
 
 

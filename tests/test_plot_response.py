@@ -102,6 +102,6 @@ def test_networks_that_have_no_curve():
 
 def test_a_cohort_that_is_not_trained_or_of_more_features():
     with pytest.raises(RuntimeError, match=r"must come after `cohort\.fit`"):
-        plot.response_curve(kohort.Cohort(compiled(), seeds=2), LINE)
-    with pytest.raises(ValueError, match=r"`x` must have samples of shape \(2,\)"):
+        plot.response_curve(kohort.Cohort(compiled(features=1), seeds=2), LINE)
+    with pytest.raises(ValueError, match=r"`source` must be a network of one feature\. .*`kohort\.plot\.spread`"):
         plot.response_curve(trained_cohort(), LINE)

@@ -133,7 +133,7 @@ def test_no_text_overlaps():
     ("arguments", "message"),
     [
         ({}, r"`bounds` must be at least one metric with its bound\. Received: bounds=\{\}\. Write for example"),
-        ({"auc": 0.9}, r"`auc` must be one of 'loss'\. Received: auc=0\.9\. Metrics are named"),
+        ({"auc": 0.9}, r"`auc` must be a metric of the history: loss\. Received: auc=0\.9\. Metrics are named"),
         ({"loss": NAN}, r"`loss` must be the bound that its value must reach, a number\. Received: loss=nan"),
         ({"loss": 0.1, "confidence": 1.0}, r"`confidence` must be between 0 and 1\. Received: confidence=1.0\. Pass"),
     ],

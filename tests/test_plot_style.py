@@ -78,6 +78,68 @@ def test_text_is_readable_on_both_grounds_and_overlaps_nowhere(draw, style):
         assert overlaps(figure) == []
 
 
+LONG = "the_standard_error_of_the_mean_concavity_of_the_nucleus"
+PANDAS = pytest.importorskip("pandas")
+TABLE = PANDAS.DataFrame(1e5 * np.random.default_rng(0).normal(size=(9, 5)), columns=[f"{LONG}_{i}" for i in range(5)])
+SHARES = {"loss": np.linspace(0.1, 1, 320).reshape(64, 5), LONG: np.linspace(1, 1e6, 320).reshape(64, 5)}
+MANY = Cohort(range(10**6, 10**6 + 64), recorded(range(64), **SHARES))
+TEN = np.arange(9)
+
+
+def long_names(features=2):
+    keras.utils.set_random_seed(7)
+    hidden = [keras.layers.Dense(9, "tanh", name=f"{LONG}_{i}") for i in range(2)]
+    return keras.Sequential([keras.Input((features,)), *hidden, keras.layers.Dense(10, "softmax")])
+
+
+UGLY = {
+    "boundary": lambda **ax: plot.decision_boundary(long_names(), TABLE.iloc[:, :2], TEN, **ax),
+    "boundary held": lambda **ax: plot.decision_boundary(long_names(5), TABLE, TEN, features=(1, 3), **ax),
+    "network": lambda **ax: plot.network(long_names(), TABLE.iloc[:, :2], **ax),
+    "network held": lambda **ax: plot.network(long_names(5), TABLE, features=(1, 3), **ax),
+    "feature_space": lambda **ax: plot.feature_space(long_names(), 0, TABLE.iloc[:, :2], TEN, **ax),
+    "units": lambda **ax: plot.units(network(hidden=(64,)), 0, TABLE.iloc[:, :2], grid_resolution=4, **ax),
+    "wall": lambda **ax: plot.wall(MANY, TABLE.iloc[:, :2], by=LONG, grid_resolution=4, loss=0.5, **ax),
+    "history": lambda **ax: plot.history(MANY, LONG, **ax),
+    "survival": lambda **ax: plot.survival(MANY, **{LONG: 0.5}, loss=0.5, **ax),
+    "response": lambda **ax: plot.response_curve(network(features=1), TABLE.iloc[:, 0], TABLE.iloc[:, 1], **ax),
+    "success": lambda **ax: plot.success(Study({LONG: [LONG, "b" + LONG], "b" + LONG: [1, 2]}), loss=0.5, **ax),
+    "success crowded": lambda **ax: plot.success(Study({LONG: list(10.0 ** -np.arange(9)), "b": [1, 2]}), loss=1, **ax),
+    "history of one": lambda **ax: plot.history(recorded([0], loss=[[0.9, 0.05, 0.02]]), **ax),
+    "nothing finite": lambda **ax: plot.history(recorded([0, 1], loss=np.full((2, 3), np.nan)), **ax),
+    "success map": lambda **ax: plot.success(Study({LONG: [1e-5, 123456.0], "b" + LONG: [1, 2]}), loss=0.5, **ax),
+}
+
+
+@pytest.mark.parametrize("layout", ["alone", None, "constrained"])
+@pytest.mark.parametrize("draw", UGLY.values(), ids=UGLY)
+def test_long_names_fit_on_axes_however_small(draw, layout):
+    ax = {}
+    if layout != "alone":
+        _, axes = plt.subplots(2, 2, figsize=(6.4, 4.8), layout=layout)
+        for other in (axes[0, 0], *axes[1]):
+            other.set(xticks=[], yticks=[])
+        ax["ax"] = axes[0, 1]
+
+    figure = draw(**ax).figure_
+
+    assert overlaps(figure) == []
+
+
+def test_names_are_shortened_in_the_middle_and_broken_between_words():
+    assert style.shortened("loss", 4) == "loss"
+    assert style.shortened("mean concavity of the nucleus 1", 12) == "mean c…eus 1"
+    _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
+    ax.set(title="solved: loss ≤ 0.01, val_loss ≤ 0.03, accuracy", xlabel="x", ylabel=3 * LONG)
+
+    style.fit_labels(ax)
+
+    assert ax.get_title() == "solved: loss ≤ 0.01,\nval_loss ≤ 0.03, accuracy"
+    assert ax.get_xlabel() == "x"
+    assert "…" in ax.get_ylabel()
+    assert ax.get_ylabel().startswith("the_")
+
+
 @each_picture
 def test_axes_of_ones_own_are_drawn_on_and_nothing_global_changes(draw):
     before = dict(matplotlib.rcParams)

@@ -83,7 +83,7 @@ def test_nobody_solves_it():
 @pytest.mark.parametrize(
     ("bounds", "confidence", "message"),
     [
-        ({"acc": 0.9}, 0.95, r"`acc` must be one of 'loss'\. Received: acc=0\.9\. Metrics are named"),
+        ({"acc": 0.9}, 0.95, r"`acc` must be a metric of the history: loss\. Received: acc=0\.9\. Metrics are named"),
         ({"loss": NAN}, 0.95, r"`loss` must be the bound that its value must reach, a number\. Received: loss=nan"),
         ({"loss": 1.0}, 1.0, r"`confidence` must be between 0 and 1\. Received: confidence=1\.0\."),
     ],

@@ -5,11 +5,13 @@ network is the sum of its units, and each of them can be looked at.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from kohort.checks import check_integer
 from kohort.plot.layers import answers_of, check_model, check_units, layer_of
 from kohort.plot.mosaic import LEFT, mosaic
 from kohort.plot.plane import Plane, cut, features_of
@@ -43,18 +45,18 @@ class Units(Plane):
         placed = mosaic(ax, len(self.shown), self.columns, top=0.35, right=0.8)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         ends = ends_of(self.activations)
-        font = placed.font(f"unit {unit}" for unit in self.shown)
+        style = placed.title(f"unit {unit}" for unit in self.shown)
         surface: Any = None
         for unit, values, cell in zip(self.shown, self.activations, self.axes_, strict=True):
             surface = draw_activation(cell, self, values, ends)
             cell.set(**self.limits)
-            cell.set_title(f"unit {unit}", fontsize=font, pad=3)
+            cell.set_title(f"unit {unit}", **style)
             if self.x is not None:
                 size = 3 * min(1, max(0.5, math.sqrt(50 / len(self.x))))
                 cell.plot(*self.x.T, "o", color="white", markeredgecolor="black", markeredgewidth=0.3, markersize=size)
         placed.label(self.names, self.limits)
         head = f"{self.layer}: {len(self.shown)} of {self.units} units" + (f" · {self.note}" if self.note else "")
-        placed.write(LEFT, 0.1, head)
+        placed.write(LEFT, 0.1, head, right=0.8)
         bottom, height = 0.45 / placed.size[1], min(2.5, placed.size[1] - 0.8) / placed.size[1]
         bar = placed.host.inset_axes((1 - 0.7 / placed.size[0], bottom, 0.15 / placed.size[0], height))
         self.figure_.colorbar(surface, cax=bar)
@@ -138,11 +140,13 @@ def units(
     (answer,) = answers_of(model, [found], plane["points"])
     check_units(found, answer)
     count = answer.shape[1]
-    shown = list(range(min(count, MOST_UNITS))) if units is None else list(units)
     accepted = f"numbers of the layer's units, from 0 to {count - 1}"
+    is_choice = units is None or isinstance(units, Iterable)
+    require(is_choice, "units", accepted, units, "Pass for example range(4).", TypeError)
+    shown = list(range(min(count, MOST_UNITS))) if units is None else list(units)
     require(shown and set(shown) <= set(range(count)), "units", accepted, units, "Pass for example range(4).")
     columns = min(8, math.ceil(math.sqrt(len(shown)))) if columns is None else columns
-    require(columns >= 1, "columns", "at least 1", columns, "Pass for example 8.")
+    check_integer("columns", columns, 1)
     maps = answer[:, shown].T.reshape(len(shown), *plane["xx0"].shape)
     whole = {"activations": maps, "shown": tuple(shown), "units": count, "layer": found.name, "columns": columns}
     return Units(**plane, **whole).plot(ax)

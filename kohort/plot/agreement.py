@@ -14,8 +14,8 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from kohort.plot.plane import cut
-from kohort.plot.sources import answers_of_members, check_cohort, chosen, features_of_members
+from kohort.plot.plane import cut, features_of
+from kohort.plot.sources import answers_of_members, check_cohort, chosen
 from kohort.plot.style import BAND, between_classes, check_axes, on_axes, require
 from kohort.plot.surface import Surface, meaning, votes
 
@@ -164,7 +164,7 @@ def spread(
     check_axes(ax)
     check_cohort(cohort)
     among = chosen(cohort, len(cohort.seeds) if members is None else members)
-    n = features_of_members(cohort, x, features, fixed)
+    n = features_of(cohort, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[among]
     means = meaning(responses, responses.shape[3:], y, threshold, regression=False)

@@ -13,7 +13,7 @@ from matplotlib import rcParams
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from kohort import keras_parts
-from kohort.plot.style import COLOURS, Display, on_axes, require
+from kohort.plot.style import COLOURS, Display, on_axes, require, shortened
 
 WIDTH, HEIGHT, GAP = 2.9, 0.5, 0.3  # inches of a box, and between boxes
 MOST_LAYERS = 60
@@ -54,7 +54,7 @@ class LayerDiagram(Display):
             self.boxes_.append(self.ax_.add_patch(box))
             second = f"{shape}" + (f" · {parameters:,} parameters" if parameters else "")
             lines = [f"{name} · {kind}", second]
-            text = "\n".join(line if len(line) <= 40 else line[:39] + "…" for line in lines)
+            text = "\n".join(shortened(line, 40) for line in lines)
             self.ax_.text(x, y, text, ha="center", va="center", fontsize=font, zorder=3)
         for a, b in self.flows:
             self._draw_flow(places[a], places[b], self.rows[b] - self.rows[a])

@@ -11,9 +11,22 @@ from typing import Any
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.collections import LineCollection
+from matplotlib.ticker import LogLocator
 
 from kohort.plot.sources import logs_of, names_of_outcomes
-from kohort.plot.style import BAND, COLOURS, Display, check_axes, cover, halo, on_axes, set_ticks, show_faint_lines
+from kohort.plot.style import (
+    BAND,
+    COLOURS,
+    Display,
+    check_axes,
+    cover,
+    fit_labels,
+    halo,
+    on_axes,
+    set_ticks,
+    shortened,
+    show_faint_lines,
+)
 
 MAX_LINES = 200  # faint lines in a history; its record keeps every member
 HIGHER_IS_BETTER = {"acc", "accuracy", "auc", "iou", "precision", "recall", "score", "similarity"}
@@ -51,7 +64,7 @@ class HistoryCurves(Display):
         if several:
             self._draw_members(self.ax_)
         for curves in filter(None, (self, self.validation)):
-            look = {**curves.look, "label": f"median {curves.metric}" if several else curves.metric}
+            look = {**curves.look, "label": f"{'median ' * several}{shortened(curves.metric)}"}
             if several:  # the median of the members must stand out from them, on any ground
                 look |= {"path_effects": halo(4.0), "linewidth": 2}
             if several and curves is self:
@@ -59,10 +72,13 @@ class HistoryCurves(Display):
             self.ax_.plot(curves.epochs, curves.quantiles[1], zorder=3, **look)
         if self.is_logarithmic:
             self.ax_.set_yscale("log", nonpositive="mask")
+            self.ax_.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # all ten have no room beside each other
         self.ax_.set(xlabel="epoch", ylabel=self.metric)
         set_ticks(self.ax_.xaxis, integer=True)
+        fit_labels(self.ax_)
         if not self.epochs.size:
             self.ax_.text(0.5, 0.5, "not finite", transform=self.ax_.transAxes, ha="center", va="center")
+            self.ax_.set(xticks=[], yticks=[])
         if ax is None:
             legend = self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
             show_faint_lines(legend)

@@ -18,7 +18,7 @@ from kohort.plot.activations import draw_activation, ends_of
 from kohort.plot.blueprint import LayerDiagram, layers_of
 from kohort.plot.layers import answers_of, check_model
 from kohort.plot.plane import Plane, cut
-from kohort.plot.style import COLOURS, Display, check_axes, on_axes
+from kohort.plot.style import COLOURS, LETTER, SMALLEST, Display, check_axes, on_axes, shortened
 
 MOST_UNITS, MOST_LAYERS = 16, 8  # beyond them a network is drawn as layers
 STEP = 1.9  # inches between layers
@@ -70,15 +70,16 @@ class NetworkDiagram(Display):
 
     def plot(self, ax: Any = None) -> "NetworkDiagram":
         """Draws the record on `ax`, or in a figure made here, and returns it."""
-        width, height = 2.4 + STEP * len(self.weights), self.height + 1.7
+        left = max(1.2, 0.5 + 7.5 * LETTER * max((len(shortened(name)) for name in self.names), default=0))
+        width, height = left + 1.2 + STEP * len(self.weights), self.height + 1.7
         self.ax_ = on_axes(ax, (max(width, 5.4), height))
         self.figure_ = self.ax_.figure
-        self.ax_.set(xlim=(-1.2, width - 1.2), ylim=(-1.05, self.height + 0.65), aspect="equal")
+        self.ax_.set(xlim=(-left, width - left), ylim=(-1.05, self.height + 0.65), aspect="equal")
         self.ax_.set_axis_off()
         inches = self.ax_.get_window_extent().size / self.figure_.dpi
         small = 7.5 * min(1.0, *(1.15 * inches / [width, height])) if ax is not None else 7.5
         radius = min(0.36, 0.4 * self.height / max(self.sizes))
-        self.units_ = []
+        self.units_, others = [], len(self.ax_.texts)
         for column in range(len(self.sizes)):
             if column:
                 self._draw_weights(column, radius, small)
@@ -86,6 +87,8 @@ class NetworkDiagram(Display):
             place = column * STEP, self.height + 0.12
             self.ax_.text(*place, self.captions[column], ha="center", va="bottom", fontsize=small + 1)
         self._explain(small)
+        for artist in (*self.ax_.texts[others:], self.ax_.get_legend()):
+            artist.set_visible(small >= SMALLEST)
         return self
 
     def _places(self, column: int) -> np.ndarray:
@@ -124,7 +127,7 @@ class NetworkDiagram(Display):
             self.ax_.add_patch(Circle((x, y), radius, fill=False, zorder=4, **ring))
             self.units_.append(circle)
             if is_input and self.names:
-                self.ax_.text(x - radius - 0.08, y, self.names[i], ha="right", va="center", fontsize=small)
+                self.ax_.text(x - radius - 0.08, y, shortened(self.names[i]), ha="right", va="center", fontsize=small)
             elif not is_input and self.height / len(places) > 0.8:
                 self._write(x, y - radius - 0.06, _signed(biases[i]), small, va="top")
 
@@ -156,7 +159,7 @@ class NetworkDiagram(Display):
         text = f"the widest line is a weight of {largest:.3g}; the ring and the number below a unit: its bias"
         if self.plane is not None:
             (a, b), (c, d) = self.plane.limits.values()
-            drawn = " and ".join(self.plane.names) if self.plane.note else "inputs"
+            drawn = " and ".join(map(shortened, self.plane.names)) if self.plane.note else "inputs"
             ends = f"from ({a:.3g}, {c:.3g}) to ({b:.3g}, {d:.3g})"
             text += f"\nin each unit: its activation for {drawn} {ends}, light: high;"
             text += "\nwhite line: where its weighted sum is 0" + (f"; {self.plane.note}" if self.plane.note else "")
@@ -277,4 +280,4 @@ def _caption(column: list) -> str:
     applied = [getattr(first.activation, "__name__", type(first.activation).__name__)]
     applied += [getattr(getattr(each, "activation", None), "__name__", each.name) for each in others]
     named = [each for each in applied if each != "linear"] or ["linear"]
-    return "\n".join(text if len(text) <= 16 else text[:15] + "…" for text in (first.name, ", ".join(named)))
+    return "\n".join(shortened(text, 16) for text in (first.name, ", ".join(named)))

@@ -34,7 +34,7 @@ from kohort.plot.mosaic import LEFT, Mosaic, mosaic
 from kohort.plot.plane import cut, features_of
 from kohort.plot.player import page
 from kohort.plot.raster import pixels
-from kohort.plot.sources import answers_of_members, chosen, features_of_members
+from kohort.plot.sources import answers_of_members, chosen
 from kohort.plot.style import check_axes, require
 from kohort.plot.surface import Surface, answers, meaning, scores_of, undecided
 
@@ -146,8 +146,8 @@ class Film(Surface):
 
     def _texts(self, placed: Mosaic, said: list[list[str]]) -> list:
         """Makes the texts that change, still empty: the titles of the cells and the epoch."""
-        font = placed.font(title for each in said for title in each[:-1])
-        titles = [cell.set_title("", fontsize=font, pad=3) for cell in placed.axes]
+        style = placed.title(title for each in said for title in each[:-1])
+        titles = [cell.set_title("", **style) for cell in placed.axes]
         placed.write(LEFT, 0.1, "")
         return [*titles, placed.host.texts[-1]]
 
@@ -320,8 +320,8 @@ def animate(
     cells = 1 if is_one else len(chosen(source, members))
     at = _epochs_of(frames, epochs, begun)
     columns = math.ceil(math.sqrt(cells)) if columns is None else columns
-    require(columns >= 1, "columns", "at least 1", columns, "Pass for example 8.")
-    n = features_of(source, x) if is_one else features_of_members(source, x, features, fixed)
+    check_integer("columns", columns, 1)
+    n = features_of(source, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     taken: dict[int, np.ndarray] = {}
 
@@ -355,9 +355,10 @@ def _epochs_of(frames: Any, epochs: Any, initial_epoch: Any) -> list[int]:
     if isinstance(frames, int | np.integer):
         check_integer("frames", frames, 2)
         return sorted({round(each) for each in np.linspace(initial_epoch, epochs, int(frames))})
+    accepted = f"a number of at least 2, or epochs from {initial_epoch} to {epochs}"
+    require(isinstance(frames, Iterable), "frames", accepted, frames, "Pass for example 40.", TypeError)
     asked = list(frames)
     is_fit = asked and all(isinstance(each, int | np.integer) and initial_epoch <= each <= epochs for each in asked)
-    accepted = f"a number of at least 2, or epochs from {initial_epoch} to {epochs}"
     require(is_fit, "frames", accepted, frames, "Pass for example 40.")
     return sorted({int(each) for each in asked})
 

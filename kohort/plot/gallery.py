@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from kohort.checks import check_integer
 from kohort.plot.mosaic import LEFT, mosaic
-from kohort.plot.plane import cut
-from kohort.plot.sources import answers_of_members, chosen, criterion, features_of_members, logs_of, reaches
-from kohort.plot.style import check_axes, require
+from kohort.plot.plane import cut, features_of
+from kohort.plot.sources import answers_of_members, chosen, criterion, logs_of, reaches
+from kohort.plot.style import check_axes
 from kohort.plot.surface import Surface, meaning
 
 FAILED = "×"  # before the title of a member that failed, whose cell has a dashed frame
@@ -51,7 +52,7 @@ class Wall(Surface):
         titles = [self._title(i, failed[i]) for i in range(len(self.seeds))]
         for i, cell in enumerate(self.axes_):
             self.paint(cell, self.responses[i], 4 * math.sqrt(placed.cell))
-            cell.set_title(titles[i], fontsize=placed.font(titles), pad=3)
+            cell.set_title(titles[i], **placed.title(titles))
             if failed[i]:
                 cell.spines[:].set(linestyle=(0, (2, 2)), linewidth=1.2)
         placed.label(self.names, self.limits)
@@ -145,8 +146,8 @@ def wall(
         worth = -values[shown] if cohort.direction(by) == "up" else values[shown]
         shown = shown[np.argsort(worth, kind="stable")]  # NaN last
     columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
-    require(columns >= 1, "columns", "at least 1", columns, "Pass for example 8.")
-    n = features_of_members(cohort, x, features, fixed)
+    check_integer("columns", columns, 1)
+    n = features_of(cohort, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[shown]
     failed = failed[shown] | ~np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))

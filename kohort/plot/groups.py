@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from kohort.checks import check_integer
 from kohort.plot.mosaic import LEFT, mosaic
-from kohort.plot.plane import cut
-from kohort.plot.sources import answers_of_members, chosen, features_of_members, logs_of
+from kohort.plot.plane import cut, features_of
+from kohort.plot.sources import answers_of_members, chosen, logs_of
 from kohort.plot.style import check_axes, require
 from kohort.plot.surface import Surface, meaning
 
@@ -53,7 +54,7 @@ class Minima(Surface):
         titles = [self._title(i) for i in range(shown)]
         for i, cell in enumerate(self.axes_):
             self.paint(cell, self.responses[i], 4 * math.sqrt(placed.cell))
-            cell.set_title(titles[i], fontsize=placed.font(titles), pad=3)
+            cell.set_title(titles[i], **placed.title(titles))
         placed.label(self.names, self.limits)
         placed.write(LEFT, 0.1, self._head(shown))
         placed.explain(self, 0.32, has_legend=ax is None)
@@ -65,7 +66,7 @@ class Minima(Surface):
 
     def _head(self, shown: int) -> str:
         rarer, diverged = int(self.counts[shown:].sum()), int((self.group < 0).sum())
-        head = f"{len(self.group)} members"
+        head = f"{len(self.group)} member{'s' * (len(self.group) != 1)}"
         if rarer:
             head += f" · {rarer} in {len(self.counts) - shown} rarer groups"
         return head + (f" · {diverged} diverged" if diverged else "")
@@ -139,11 +140,11 @@ def minima(
     check_axes(ax)
     is_positive = isinstance(tolerance, numbers.Real) and 0 < tolerance < math.inf
     require(is_positive, "tolerance", "a finite number above 0", tolerance, "Pass for example 0.2.")
-    require(shown >= 1, "shown", "at least 1", shown, "Pass for example 12.")
+    check_integer("shown", shown, 1)
     among = chosen(cohort, members)
     logs = logs_of(cohort, "metric", metric)
     losses = logs.last(metric)[among]
-    n = features_of_members(cohort, x, features, fixed)
+    n = features_of(cohort, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[among]
     finite = np.flatnonzero(np.isfinite(losses) & np.isfinite(responses).all(axis=tuple(range(1, responses.ndim))))
@@ -158,7 +159,7 @@ def minima(
     middles = finite[middles]
     counts = np.bincount(found)
     columns = math.ceil(math.sqrt(min(shown, len(counts)))) if columns is None else columns
-    require(columns >= 1, "columns", "at least 1", columns, "Pass for example 4.")
+    check_integer("columns", columns, 1)
     medians = np.array([np.median(losses[group == k]) for k in range(len(counts))])
     means = meaning(responses[middles], responses.shape[3:], y, threshold, regression)
     groups = {"counts": counts, "losses": medians, "group": group, "responses": responses[middles]}

@@ -20,7 +20,7 @@ from kohort.data import inputs, pass_cut
 from kohort.engine import State
 from kohort.fit import check_model
 from kohort.plot.sources import check_single
-from kohort.plot.style import NUMBERS, Display, check_axes, halo, on_axes, require, set_ticks
+from kohort.plot.style import NUMBERS, Display, check_axes, fit_labels, halo, on_axes, require, set_ticks
 from kohort.programs import local_programs_of
 
 BYTES_AT_ONCE = 2**28  # of weights and activations, about: bounds the memory of one call
@@ -79,6 +79,7 @@ class LossLandscape(Display):
         self.ax_.set(xlabel=names[0], ylabel=names[1])
         for axis in (self.ax_.xaxis, self.ax_.yaxis):
             set_ticks(axis, nbins=5)
+        fit_labels(self.ax_)
         if ax is None:
             self.figure_.colorbar(region, ax=self.ax_, label="loss", format="%g")
             self.figure_.legend(loc="outside upper center", frameon=False)

@@ -13,11 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from kohort.plot.style import check_axes
+from kohort.plot.style import LETTER, SMALLEST, check_axes, shortened
 
 GAP, TITLE = 0.06, 0.25  # inches between cells, and above each of them
 LEFT, BOTTOM = 0.42, 0.45  # inches for the labels
-LETTER = 0.62 / 72  # inches that a letter of one point takes across, about
 
 
 @dataclass(kw_only=True)
@@ -29,12 +28,14 @@ class Mosaic:
     cell: float  # side of a cell
     top: float  # above the cells
     columns: int = 1  # of a legend
+    has_titles: bool = True  # whether there is room for them above the cells
     axes: list = field(default_factory=list)
 
-    def font(self, titles: Iterable[str]) -> float:
-        """Returns the size of letters above cells, in points: as large as the longest line of these titles allows."""
+    def title(self, titles: Iterable[str]) -> dict:
+        """Returns how these titles are written: as large as the longest one allows, or not at all."""
         longest = max(len(line) for title in titles for line in [*title.split("\n"), " "])
-        return min(10.0, max(4.0, self.cell / (LETTER * longest)))
+        size = self.cell / (LETTER * longest)
+        return {"fontsize": min(10.0, size), "pad": 3, "visible": self.has_titles and size >= SMALLEST}
 
     def explain(self, surface: Any, top: float, has_legend: bool) -> None:
         """Tells, so many inches below the upper edge, what the regions of all cells mean: levels, or classes."""
@@ -46,14 +47,14 @@ class Mosaic:
             place = {"loc": "upper left", "bbox_to_anchor": self.at(LEFT - 0.1, top - 0.07), "borderaxespad": 0.0}
             surface.draw_legend(self.host.figure, **place, fontsize=9, ncols=self.columns)
 
-    def write(self, left: float, top: float, text: str, fontsize: float | int = 10) -> None:
-        """Writes a line so many inches from the left and from the top."""
-        place, style = (left / self.size[0], 1 - top / self.size[1]), self._style(text, fontsize, self.size[0] - left)
-        self.host.text(*place, text, va="top", **style)
+    def write(self, left: float, top: float, text: str, fontsize: float | int = 10, right: float = 0.0) -> None:
+        """Writes a line so many inches from the left and from the top, and at least so many from the right."""
+        place, room = (left / self.size[0], 1 - top / self.size[1]), self.size[0] - left - right
+        self.host.text(*place, shortened(text, _letters(room)), va="top", **self._style(text, fontsize, room))
 
     def _style(self, text: str, fontsize: float | int, room: float) -> dict:
         """Returns how a line is written that has so many inches, and which is to take no room from the cells."""
-        size = min(fontsize, max(4.0, room / (LETTER * max(1, len(text)))))
+        size = min(fontsize, max(SMALLEST, room / (LETTER * max(1, len(text)))))
         return {"transform": self.host.transAxes, "fontsize": size, "in_layout": False}
 
     def at(self, left: float, top: float) -> tuple[float, float]:
@@ -63,11 +64,18 @@ class Mosaic:
 
     def label(self, names: tuple, limits: dict) -> None:
         """Names both axes of all cells, with their ends."""
-        texts = [f"{name}, {low:.3g} to {high:.3g}" for name, (low, high) in zip(names, limits.values(), strict=True)]
+        ends, rooms = [f", {low:.3g} to {high:.3g}" for low, high in limits.values()], self.size - LEFT
+        letters = [_letters(room) - len(end) for room, end in zip(rooms, ends, strict=True)]
+        texts = [shortened(*each) + end for *each, end in zip(names, letters, ends, strict=True)]
         middle = 0.5 * (1 + LEFT / self.size[0]), 0.5 * (1 + (BOTTOM - self.top) / self.size[1])
-        styles = [self._style(text, 9, room - LEFT) for text, room in zip(texts, self.size, strict=True)]
+        styles = [self._style(text, 9, room) for text, room in zip(texts, rooms, strict=True)]
         self.host.text(middle[0], 0.1 / self.size[1], texts[0], ha="center", va="bottom", **styles[0])
         self.host.text(0.08 / self.size[0], middle[1], texts[1], ha="left", va="center", rotation=90, **styles[1])
+
+
+def _letters(room: float) -> int:
+    """Returns how many of the smallest letters have place in so many inches."""
+    return int(room / (LETTER * SMALLEST))
 
 
 def mosaic(
@@ -104,10 +112,12 @@ def mosaic(
         host = plt.figure(figsize=tuple(size)).add_axes((0, 0, 1, 1))
     else:
         host, entries, size = ax, 1, ax.get_window_extent().size / ax.figure.dpi
-        fitting = (size[0] - LEFT - right) / columns - GAP
-        cell = max(0.1, min(fitting, (size[1] - top - BOTTOM) / rows - title))
+        wide, high = (size[0] - LEFT - right) / columns - GAP, (size[1] - top - BOTTOM) / rows
+        title = title if min(wide, high - title) > title else GAP  # no title is to take more than its cell
+        cell = max(0.05, min(wide, high - title))
     host.set_axis_off()
-    placed = Mosaic(host=host, size=size, cell=cell, top=top, columns=max(1, min(len(names), entries)))
+    cells = {"cell": cell, "top": top, "has_titles": title > GAP}
+    placed = Mosaic(host=host, size=size, **cells, columns=max(1, min(len(names), entries)))
     for i in range(count):
         row, column = divmod(i, columns)
         corner = [LEFT + column * (cell + GAP), size[1] - top - (row + 1) * (cell + title)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kohort import data
-from kohort.plot.style import Display, require, set_ticks
+from kohort.plot.style import Display, fit_labels, require, set_ticks, shortened
 
 MARGIN = 0.25  # of the samples' span, added on each side where no limits are given
 SHOWN = 3  # fixed features that a note names one by one
@@ -42,16 +42,18 @@ class Plane(Display):
             set_ticks(axis, nbins=nbins)
         if self.note:
             ax.set_title(self.note, fontsize="small")
+        fit_labels(ax)
 
 
 def features_of(model: Any, x: Any) -> int:
-    """Returns how many features a model takes: what it says itself, else what the samples have, else two."""
-    shape = getattr(model, "input_shape", None)
+    """Returns how many features a model or cohort takes: what it says itself, else what the samples have, else two."""
+    shape, name = getattr(model, "input_shape", None), "cohort" if hasattr(model, "seeds") else "model"
     is_flat = shape is None or (isinstance(shape, tuple) and len(shape) == 2 and not isinstance(shape[0], tuple))
     step = f"Its input shape is {shape}: draw one whose input shape is (None, 2)."
-    require(is_flat, "model", "a model of one array of features (sample, feature)", model, step)
+    require(is_flat, name, f"a {name} of one array of features (sample, feature)", model, step)
     stated = shape[1] if shape else None
-    require(stated is None or stated >= 2, "model", "a model of at least two features", model, step)
+    step = "Of one feature draw `kohort.plot.response_curve`."
+    require(stated is None or stated >= 2, name, f"a {name} of at least two features", model, step)
     return stated or max(2, np.shape(x)[1] if np.ndim(x) == 2 else 2)
 
 
@@ -136,7 +138,7 @@ def _held(n: int, x: Any, columns: list, features: Any, fixed: Any) -> tuple[Cal
         points[:, drawn] = places
         return points
 
-    note = ", ".join(f"{columns[i]} = {base[i]:.3g}" for i in range(n) if i not in drawn)
+    note = ", ".join(f"{shortened(columns[i])} = {base[i]:.3g}" for i in range(n) if i not in drawn)
     if n - 2 > SHOWN:
         note = f"{n - 2} other features held" + (" at their medians" if not held else "")
     return lambda x: x[:, drawn], back, tuple(str(columns[i]) for i in drawn), note

@@ -22,12 +22,22 @@ from matplotlib.transforms import ScaledTranslation
 
 from kohort.history import Criterion
 from kohort.plot.sources import criterion as in_words
-from kohort.plot.style import COLOURS, MARKERS, NUMBERS, Display, check_axes, on_axes, require
+from kohort.plot.style import (
+    COLOURS,
+    LONGEST,
+    MARKERS,
+    NUMBERS,
+    Display,
+    check_axes,
+    fit_labels,
+    on_axes,
+    require,
+    shortened,
+)
 from kohort.plot.surface import HATCH
 from kohort.store import canonical
 
 LINES_APART, POINTS_APART = 5, 8  # points from the interval of one group to that of the next, at the same value
-LONGEST = 24  # letters of a value that are shown
 MIDDLE = 0.47  # the rate from which on black reads better than white on its colour
 
 
@@ -67,6 +77,7 @@ class Success(Display):
         lines = [f"solved: {self.criterion}" if self.criterion else "", self.note]
         self.ax_.set_title("\n".join(filter(None, lines)), fontsize="medium")
         (self._plot_map if self.is_map else self._plot_lines)(self.ax_, ax is None)
+        fit_labels(self.ax_)
         return self
 
     def _counted(self) -> str:
@@ -94,7 +105,7 @@ class Success(Display):
             longest = max(len(_shown(group)) for group in self.groups)
             rows = math.ceil(len(self.groups) / max(1, min(5, 60 // (longest + 6))))
             columns = math.ceil(len(self.groups) / rows)
-            title = f"{self.by} ({self._counted()})" if self.by else None
+            title = f"{shortened(self.by)} ({self._counted()})" if self.by else None
             self.figure_.legend(loc="outside upper center", ncols=columns, frameon=False, title=title)
 
     def _draw_group(self, ax: Any, at: np.ndarray, k: int, aside: float, **look: Any) -> None:
@@ -245,8 +256,7 @@ def _are_numbers(values: tuple) -> bool:
 
 def _shown(value: Any) -> str:
     """Writes a value in few letters, of a long one its two ends."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 9]}…{text[-8:]}"
+    return shortened(f"{value:g}" if isinstance(value, float) else value)
 
 
 def _held(trials: list, fixed: Any) -> list:
@@ -307,7 +317,7 @@ def _scale(ax: Any, at: np.ndarray) -> None:
 
 
 def _name_places(ax: Any, at: np.ndarray, labels: list[str], is_scale: bool) -> None:
-    """Sets ticks at the values: of numbers as many as there is room for, of names all, aslant where they are long."""
+    """Sets ticks at the values: of numbers as many as there is room for, of names all, aslant or upright if long."""
     size = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
     points = ax.transData.transform(np.column_stack((at, 0.5 + 0 * at)))[:, 0] / ax.figure.dpi * 72
     halves = [0.35 * size * (len(label) + 1) for label in labels]
@@ -318,6 +328,12 @@ def _name_places(ax: Any, at: np.ndarray, labels: list[str], is_scale: bool) -> 
     if is_scale:
         ax.set_xticks(at[kept], [labels[i] for i in kept])
         ax.xaxis.set_minor_locator(NullLocator())
+    elif len(kept) == len(at):
+        ax.set_xticks(at, labels)
     else:
-        aslant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(kept) < len(at) else {}
-        ax.set_xticks(at, labels, **aslant)
+        apart = np.diff(points).min()
+        turned = {"rotation": 30 if apart > 2.4 * size else 90, "ha": "right", "rotation_mode": "anchor"}
+        turned["va"] = "top" if turned["rotation"] == 30 else "center"
+        every = math.ceil(1.2 * size / apart)
+        letters = LONGEST if ax.figure.get_layout_engine() is not None else 10  # else they reach a neighbour
+        ax.set_xticks(at[::every], [shortened(label, letters) for label in labels[::every]], **turned)

@@ -17,7 +17,19 @@ from matplotlib.collections import LineCollection
 
 from kohort import data
 from kohort.plot.plane import MARGIN
-from kohort.plot.style import BAND, COLOURS, Display, check_axes, cover, halo, on_axes, require, show_faint_lines
+from kohort.plot.style import (
+    BAND,
+    COLOURS,
+    Display,
+    check_axes,
+    cover,
+    fit_labels,
+    halo,
+    on_axes,
+    require,
+    set_ticks,
+    show_faint_lines,
+)
 
 MAX_LINES = 200  # faint lines; the record keeps every member
 
@@ -61,6 +73,8 @@ class ResponseCurve(Display):
             style = {"s": 16, "color": COLOURS[1], "edgecolors": rcParams["text.color"], "linewidths": 0.5}
             self.ax_.scatter(self.x, self.y, **style, zorder=4, label="sample")
         self.ax_.set(xlabel=self.name, ylabel="answer", xlim=(self.grid[0], self.grid[-1]))
+        set_ticks(self.ax_.xaxis, nbins=8)
+        fit_labels(self.ax_)
         if ax is None:
             title = f"without {self.diverged} diverged" if self.diverged else None
             legend = self.figure_.legend(loc="outside upper center", ncols=4, frameon=False, title=title)
@@ -165,7 +179,7 @@ def _limits(xlim: Any, x: np.ndarray | None) -> tuple[float, float]:
 def _answers(source: Any, points: np.ndarray) -> np.ndarray:
     """Returns the answers (member, grid) of one model, or of all members of a cohort."""
     shape = getattr(source, "input_shape", None)
-    step = "Of more features draw `kohort.plot.decision_boundary`."
+    step = "Of more features draw `kohort.plot.decision_boundary`, or of a cohort `kohort.plot.spread`."
     is_one = shape is None or shape == (None, 1)
     require(is_one, "source", "a network of one feature", source, step)
     answers: Any = source.predict(points, **({"verbose": 0} if isinstance(source, keras.Model) else {}))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from kohort.plot.sources import check_cohort, criterion
-from kohort.plot.style import COLOURS, Display, check_axes, cover, on_axes, set_ticks
+from kohort.plot.style import COLOURS, Display, check_axes, cover, fit_labels, on_axes, set_ticks
 from kohort.survival import survival_curve
 
 
@@ -55,6 +55,7 @@ class Survival(Display):
         self.ax_.set_title(f"solved: {self.criterion}", fontsize="medium")
         self.ax_.yaxis.set_major_formatter(PercentFormatter(1))
         set_ticks(self.ax_.xaxis, integer=True)
+        fit_labels(self.ax_)
         if ax is None:
             self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
         return self

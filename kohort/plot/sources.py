@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from kohort.history import solved
-from kohort.plot.plane import features_of
 from kohort.plot.style import require
 from kohort.plot.surface import answers
 
@@ -34,6 +33,8 @@ def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
     """Returns the positions in the cohort of the members to show: the first ones, or all those of the seeds."""
     check_cohort(cohort)
     seeds = list(cohort.seeds)
+    is_choice = isinstance(members, int | np.integer | Iterable) and not isinstance(members, bool)
+    require(is_choice, "members", "a number of at least 1, or seeds", members, "Pass for example 64.", TypeError)
     is_number = isinstance(members, int | np.integer)
     wanted = list(dict.fromkeys(seeds[: max(members, 0)] if is_number else members))
     shown = ", ".join(map(str, seeds[:6])) + (", ..." if len(seeds) > 6 else "")
@@ -43,12 +44,6 @@ def chosen(cohort: Any, members: int | Iterable[int]) -> np.ndarray:
         return np.arange(len(seeds))[:members]
     # With folds, or where more varies, several members have one seed.
     return np.concatenate([np.flatnonzero(np.equal(seeds, seed)) for seed in wanted])
-
-
-def features_of_members(cohort: Any, x: Any, features: Any, fixed: Any) -> int:
-    """Returns how many features the members take: what the samples have, or a member says."""
-    is_asked = x is None and (features is not None or fixed is not None)
-    return features_of(cohort.member(index=0) if is_asked else None, x)
 
 
 def answers_of_members(cohort: Any, plane: dict) -> np.ndarray:
@@ -66,7 +61,7 @@ def logs_of(source: Any, name: str, metric: str) -> Any:
     return logs
 
 
-def reaches(cohort: Any, bounds: Mapping[str, float]) -> np.ndarray:
+def reaches(cohort: Any, bounds: Mapping[str, float | int]) -> np.ndarray:
     """Says which members reach all the bounds in their last epoch, (member,)."""
     return solved(cohort.history, None, bounds, {name: cohort.direction(name) for name in bounds})
 
@@ -77,6 +72,6 @@ def names_of_outcomes(logs: Any) -> np.ndarray | None:
     return np.array([outcome.name for outcome in logs.outcome]) if knows else None
 
 
-def criterion(bounds: Mapping[str, float], directions: Mapping[str, str | None]) -> str:
+def criterion(bounds: Mapping[str, float | int], directions: Mapping[str, str | None]) -> str:
     """Writes bounds as a reader reads them: loss ≤ 0.01."""
     return ", ".join(f"{name} {'≥' if directions[name] == 'up' else '≤'} {bound:g}" for name, bound in bounds.items())

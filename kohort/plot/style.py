@@ -5,6 +5,7 @@ when a record is drawn. The room exists so that all pictures look alike, on ligh
 """
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,11 @@ from kohort.checks import received
 COLOURS = color_sequences["petroff10"]  # told apart by colour-blind readers, too
 MARKERS = "osD^vPXp*"
 NUMBERS = "cividis"  # the colour map of plain numbers: light grows with the value, for all readers alike
-AXES = "`plt.subplots()` makes some."
+AXES = "Pass one of those that `plt.subplots()` returns."
 BAND = (0.1, 0.5, 0.9)  # the quantiles that stand for many members
+LETTER = 0.62 / 72  # inches that a letter of one point takes across, about
+SMALLEST = 4.5  # points of a letter that can still be read
+LONGEST = 24  # letters of a name or value among others
 
 
 class Display:
@@ -81,7 +85,49 @@ def check_axes(ax: Any) -> None:
 def set_ticks(axis: Any, **choice: Any) -> None:
     """Sets how the ticks of an axis are chosen; where its owner has chosen them in another way, they stay."""
     if isinstance(axis.get_major_locator(), MaxNLocator):
+        inches = axis.axes.get_window_extent().width / axis.axes.figure.dpi
+        if axis.axis_name == "x" and "nbins" in choice:  # numbers may be long
+            choice["nbins"] = max(1, min(choice["nbins"], int(inches / 0.6)))
         axis.get_major_locator().set_params(**choice)
+
+
+def shortened(text: Any, letters: int = LONGEST) -> str:
+    """Returns a text in at most so many letters, of a long one its two ends: names often differ in the last word."""
+    text, letters = str(text), max(3, letters)
+    tail = (letters - 1) // 2
+    return text if len(text) <= letters else f"{text[: letters - 1 - tail]}…{text[-tail:]}"
+
+
+def fit_labels(ax: Any) -> None:
+    """Shortens the labels and the title of axes until none is longer than its side.
+
+    A figure with a layout engine has room for two lines of each; without one a second line would stand on a neighbour.
+    """
+    width, height = ax.get_window_extent().size
+    lines = 1 if ax.figure.get_layout_engine() is None else 2
+    for text, room in ((ax.title, width), (ax.xaxis.label, width), (ax.yaxis.label, height)):
+        if text.get_text():
+            whole = text.get_text().split("\n")
+            text.set_text("\n".join(_fitted(text, line, room, max(1, lines + 1 - len(whole))) for line in whole))
+
+
+def _fitted(text: Any, line: str, room: float, lines: int) -> str:
+    """Returns what a text can show of a line within so many pixels, in one line or two."""
+    letters = len(line)
+    while letters > 3:
+        for shown in (shortened(line, letters), _broken(shortened(line, letters)))[:lines]:
+            text.set_text(shown)
+            if max(text.get_window_extent().size) <= room:
+                return shown
+        letters -= max(1, letters // 20)
+    return shortened(line, 3)
+
+
+def _broken(line: str) -> str:
+    """Returns a line in two, broken nearest to its middle: between words, and not where one is compared."""
+    ends = [found.end() for found in re.finditer(r"[,;…_-]+\s*|(?<![≤≥=])\s+(?![≤≥=])", line)]
+    at = min(ends, key=lambda end: abs(end - len(line) / 2), default=len(line))
+    return f"{line[:at].rstrip()}\n{line[at:]}"
 
 
 def cover(share: float) -> float:

@@ -5,6 +5,7 @@ exists so that one model, a wall of members and the representative of a minimum 
 """
 
 import math
+import numbers
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from kohort.plot.plane import Plane
-from kohort.plot.style import COLOURS, MARKERS, NUMBERS, halo, require, tints
+from kohort.plot.style import COLOURS, LETTER, MARKERS, NUMBERS, SMALLEST, halo, require, tints
 
 # Of classes whose scores lie so near to each other, rounding decides, or the last step of the optimizer.
 UNDECIDED = 1e-3
@@ -43,7 +44,9 @@ class Surface(Plane):
         surfaces = (self.paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
         if np.isnan(known).any():
             style = {"ha": "center", "va": "center", "path_effects": halo(), "zorder": 5}
-            ax.text(0.5, 0.5, "not finite", transform=ax.transAxes, fontsize=min(10, 5 + size), **style)
+            font = min(10.0, ax.get_window_extent().width / ax.figure.dpi / (10 * LETTER))
+            if font >= SMALLEST:
+                ax.text(0.5, 0.5, "not finite", transform=ax.transAxes, fontsize=font, **style)
         self.dress(ax, size)
         return surfaces
 
@@ -91,7 +94,7 @@ class Surface(Plane):
         """Writes each class where it leads most, away from the edges: colour alone would not tell."""
         inner = (slice(len(self.xx0) // 6, len(self.xx0) - len(self.xx0) // 6),) * 2
         room, written = 1.6 * style["fontsize"] * ax.figure.dpi / 72, np.empty((0, 2))
-        for k, name in enumerate(self.classes):
+        for k, name in enumerate(self.classes if ax.get_window_extent().width > 2 * room else ()):
             lead = np.where(undecided(scores), 0, scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
             best = lead.argmax()
             if lead.flat[best] > 0:
@@ -250,5 +253,8 @@ def _classes(values: np.ndarray | None, y: Any, outputs: tuple, threshold: Any, 
         step = f"It holds {reprlib.repr(found)}: the model tells {len(classes)} apart."
         require(is_known, "y", accepted, y, step + otherwise)
         labels = np.searchsorted(classes, labels)
+    is_number = isinstance(threshold, numbers.Real) and math.isfinite(threshold)
+    step = "Leave it out: it is halfway between the labels."
+    require(threshold is None or is_number, "threshold", "a finite number or None", threshold, step)
     threshold = sum(classes[:2]) / 2 if threshold is None else float(threshold)
     return {"labels": labels, "classes": tuple(classes), "threshold": threshold}
