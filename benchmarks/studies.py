@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     sampled: int = 3  # so many of the trials are trained one after the other
 
 
-QUICK = Sizes((XOR._replace(epochs=2),), 2, 8, SMALL_MOONS._replace(epochs=1), 4, XOR._replace(epochs=2), 4, 2, 1)
+QUICK = Sizes((XOR._replace(epochs=2),), 2, 8, SMALL_MOONS._replace(epochs=1), 4, XOR._replace(epochs=2), 2, 2, 1)
 
 
 # --- in processes of their own ----------------------------------------------------------------------------------------
@@ -200,10 +200,11 @@ def by_workers(pipe: Any, folder: Path, sizes: Sizes) -> None:
 
 
 def by_optuna(pipe: Any, folder: Path, sizes: Sizes) -> None:
-    """Sends the seconds of some trials one after the other, by `model.fit`, and of all trials in batches.
+    """Sends the seconds of some trials one after the other, by `model.fit`, and of two searches in batches.
 
-    kohort is imported after the first, and finds nothing compiled. What both train must have the same loss in the
-    first epoch; later ones differ where a rate is so high that rounding grows.
+    kohort is imported after the first; its first search finds nothing compiled, its second one finds the programs kept
+    on disk. What both train must have the same loss in the first epoch: later ones differ where a rate is so high that
+    rounding grows.
     """
     two_cores()
     import keras
@@ -211,14 +212,17 @@ def by_optuna(pipe: Any, folder: Path, sizes: Sizes) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    network, arguments, losses = network_of(sizes.searched), arguments_of(sizes.searched), []
+    network, arguments = network_of(sizes.searched), arguments_of(sizes.searched)
+    losses, seconds_alone = [], []
 
     def objective(trial: Any) -> float:
+        start = time.perf_counter()
         keras.utils.set_random_seed(0)
         rate = trial.suggest_float("learning_rate", *RATES, log=True)
         model = network(rate, trial.suggest_categorical("hidden", WIDTHS))
         history = model.fit(**arguments).history["loss"]
         losses.append(history[0])
+        seconds_alone.append(time.perf_counter() - start)
         return history[-1]
 
     def search() -> Any:
@@ -232,17 +236,23 @@ def by_optuna(pipe: Any, folder: Path, sizes: Sizes) -> None:
         "learning_rate": optuna.distributions.FloatDistribution(*RATES, log=True),
         "hidden": optuna.distributions.CategoricalDistribution(WIDTHS),
     }
-    batches = search()
-    for trial in alone.trials:
-        batches.enqueue_trial(trial.params)
-    start = time.perf_counter()
-    study = kohort.search.optuna(batches, folder, network, space, trials=sizes.asked, batch=sizes.batch, **arguments)
-    seconds = time.perf_counter() - start
-    for trial, loss in zip(alone.trials, losses, strict=True):
-        found = study.trial(**trial.params).history["loss"][0, 0]
-        if not np.isclose(found, loss, rtol=1e-4):
-            raise RuntimeError(f"{trial.params} begins with a loss of {found} in the study, {loss} in model.fit")
-    pipe.send(([trial.duration.total_seconds() for trial in alone.trials[1:]], seconds))
+
+    def together(path: Path) -> float:
+        batches = search()
+        for trial in alone.trials:
+            batches.enqueue_trial(trial.params)
+        options = {"trials": sizes.asked, "batch": sizes.batch}
+        start = time.perf_counter()
+        study = kohort.search.optuna(batches, path, network, space, **options, **arguments)
+        seconds = time.perf_counter() - start
+        for trial, loss in zip(alone.trials, losses, strict=True):
+            found = study.trial(**trial.params).history["loss"][0, 0]
+            if not np.isclose(found, loss, rtol=1e-4):
+                raise RuntimeError(f"{trial.params} begins with a loss of {found} in the study, {loss} in model.fit")
+        return seconds
+
+    cold = together(folder / "cold")
+    pipe.send((seconds_alone[1:], cold, together(folder / "warm")))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -293,14 +303,15 @@ def rows_of_workers(measured: Callable[..., Any], sizes: Sizes) -> Iterator[tupl
 
 def rows_of_searches(measured: Callable[..., Any], sizes: Sizes) -> Iterator[tuple]:
     """Gives how many times more trials Optuna is told of where it asks for a batch of them."""
-    ratios = "not installed"
+    ratios: Any = ["not installed"] * 2
     if importlib.util.find_spec("optuna") is not None:
-        alone, together = measured(by_optuna, Path(tempfile.mkdtemp()), sizes)
-        ratios = [seconds * sizes.asked / together for seconds in alone]
+        alone, *together = measured(by_optuna, Path(tempfile.mkdtemp()), sizes)
+        ratios = [[each * sizes.asked / seconds for each in alone] for seconds in together]
     case = f"{sizes.searched.name}, {sizes.asked} learning rates and widths, {sizes.searched.epochs:,} epochs, seed 0"
-    name = f"kohort.search.optuna in batches of {sizes.batch}, nothing compiled yet"
+    name = f"kohort.search.optuna in batches of {sizes.batch}"
     against = f"model.fit on JAX, one trial after the other ({sizes.sampled} of them timed)"
-    yield case, name, against, ratios, "times", LEAST_SEARCH
+    for kept, own in zip(("nothing compiled yet", "programs kept"), ratios, strict=True):
+        yield case, f"{name}, {kept}", against, own, "times", LEAST_SEARCH
 
 
 def case_of(problem: Problem, trials: int, seeds: int) -> str:
