@@ -80,6 +80,8 @@ def contents_of(
         changes: Where the description of their model differs from that of the template: path to value.
     """
     own = np.arange(len(members.seeds)) if which is None else np.asarray(which)
+    # Neighbours are a view: curves are most of a study, and a copy of them takes as long as their checksum.
+    lanes = slice(own[0], own[-1] + 1) if np.array_equal(own, np.arange(own[0], own[0] + len(own))) else own
     template, history = members.templates[members.roster.kinds[own[0]]], trained.history
     rows: list[np.ndarray] = []
 
@@ -89,11 +91,11 @@ def contents_of(
 
     states, owed = trained.generators.kept()
     arrays = {"seeds": np.asarray(members.seeds, np.uint32)[own], "epoch": np.asarray(history.epoch, np.int64)}
-    arrays["stopped_epoch"] = np.asarray(history.stopped_epoch, np.int64)[own]
-    arrays |= {f"history/{name}": np.asarray(values)[own] for name, values in history.items()}
+    arrays["stopped_epoch"] = np.asarray(history.stopped_epoch, np.int64)[lanes]
+    arrays |= {f"history/{name}": np.asarray(values)[lanes] for name, values in history.items()}
     for part, values in members.states(trained, own)._asdict().items():
         arrays |= {f"state/{part}/{i}": array for i, array in enumerate(values)}
-    arrays |= {} if states is None else {"generators": states[own]}
+    arrays |= {} if states is None else {"generators": states[lanes]}
     description = changed(blueprint.described(template.network, _unkept), changes or {})
     about = {
         **description,

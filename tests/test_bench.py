@@ -138,8 +138,37 @@ def test_quick_measures_a_study_from_the_command_line(tmp_path):
     text, _ = run("study", tmp_path / "results.md")
     rows = cells(text, FIGURES)
 
-    assert [row[5] for row in rows] == ["≤ 20 s", "≤ 8 s"]
-    assert all(float(row[3].split()[0]) > 0 for row in rows)
+    assert [row[5] for row in rows[:2]] == ["≤ 20 s", "≤ 8 s"]
+    assert [row[5] for row in rows[2:5]] == ["≤ 5 %", "≤ 1.2 times", "≤ 2 s"]
+    assert [row[5] for row in rows[5:]] == ["≥ 1.6 times", "–", "≥ 50 times", "≥ 50 times"]
+    assert all(float(row[3].split()[0]) > 0 for row in [*rows[:2], *rows[3:]])  # of two trials it is all chance
+
+
+def test_studies_say_what_they_reached(bench):
+    """Of figures that are given; what is measured in processes of their own, the slow test runs."""
+    studies = importlib.import_module("studies")
+    told = {
+        "command": ([19.0, 7.0], [21.0, 9.0]),
+        "many": (([4.9], [10.0], 119, 100), ([5.1], [10.0], 121, 100)),
+        "resume": (1.9, 2.1),
+        "by_workers": (((10.0, 5.0), (16.1, 6.0)), ((10.0, 5.0), (15.9, 6.0))),
+        "by_optuna": (([1.0, 2.0, 3.0], 10.0, 10.1), ([1.0, 2.0, 3.0], 10.3, 10.4)),
+    }
+
+    def reached(which):
+        found = studies.rows(lambda function, *arguments: told[function.__name__][which], 1, False)
+        return [row.reached for row in bench.figure_rows(found) if row.must_reach != "–"]
+
+    assert reached(0) == ["yes"] * 11
+    assert reached(1) == ["**no**"] * 11
+
+
+def test_what_is_not_installed_has_no_figure(bench, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    studies = importlib.import_module("studies")
+    found = [*studies.rows_of_workers(None, studies.Sizes()), *studies.rows_of_searches(None, studies.Sizes())]
+
+    assert [row[3:] for row in bench.figure_rows(iter(found))] == [("not installed", "–", "–", "–")] * 4
 
 
 @pytest.fixture

@@ -172,6 +172,20 @@ def test_of_the_data_nothing_is_kept(tmp_path):
     assert contents.about["owed"] == [[24, 3]]
 
 
+def test_neighbours_are_not_copied_and_others_are_in_their_order():
+    """A study takes the members of each trial out of a cohort of several; curves are most of what it keeps."""
+    cohort = kohort.Cohort(dense(), 4)
+    loss = cohort.fit(X, Y, epochs=3, verbose=0)["loss"]
+
+    def kept(which):
+        return saving.contents_of(cohort._members, cohort._members.trained, which).arrays
+
+    for which in ([1, 2], [3], [2, 0, 1], [0, 2]):
+        np.testing.assert_array_equal(kept(which)["history/loss"], loss[which])
+        np.testing.assert_array_equal(kept(which)["seeds"], which)
+    assert np.shares_memory(kept([1, 2])["history/loss"], loss)
+
+
 def test_all_that_training_leaves_is_kept():
     """Who adds a field to one of these adds it to `saving`, and to this list."""
     cohort = kohort.Cohort(dense(), 2)
