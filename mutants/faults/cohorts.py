@@ -112,8 +112,8 @@ FAULTS = [
     Fault(
         "validates-on-the-first-rows",
         "kohort/lots.py",
-        "return first._replace(rows=rows, validation_rows=self._validation_rows(block))",
-        "return first._replace(rows=rows, validation_rows=None)",
+        "return schedule._replace(validation_rows=self._validation_rows(block))",
+        "return schedule._replace(validation_rows=None)",
         (f"{FOLDS}test_exact_member_is_bit_for_bit_keras_on_its_rows[shuffled]",),
     ),
     Fault(
