@@ -50,6 +50,7 @@ class Sweep(NamedTuple):
     first: float  # all members as the first cohort of the process
 
 
+SECONDS_OF_A_TURN = 1
 LOOPED = 5  # so many of the members are trained in a loop
 
 QUICK = Sizes(turns=1, many=64, folds=2, rates=2, seeds=1, epochs=1)
@@ -59,11 +60,19 @@ QUICK = Sizes(turns=1, many=64, folds=2, rates=2, seeds=1, epochs=1)
 
 
 def rate(pipe: Any, problem: Problem, cores: int, turns: int) -> None:
-    """Sends the members per second of several fits on so many cores, warm; their initialisation counts."""
+    """Sends the members per second of several turns on so many cores, warm; their initialisation counts.
+
+    A turn is as many fits as take about a second: a single one of 0.1 s depends on what else the machine does.
+    """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     once = contenders.cohort_fit(problem, exact=False)
     once(problem.epochs)
-    pipe.send([problem.members / once(problem.epochs).seconds for _ in range(turns)])
+    fits = max(1, round(SECONDS_OF_A_TURN / once(problem.epochs).seconds))
+
+    def turn() -> float:
+        return fits * problem.members / sum(once(problem.epochs).seconds for _ in range(fits))
+
+    pipe.send([turn() for _ in range(turns)])
 
 
 def peak(pipe: Any, problem: Problem) -> None:
