@@ -335,9 +335,9 @@ class TrainingCall:
     `spends=True` does without.
     """
 
-    def __init__(self, run: Callable) -> None:
-        """Compiles nothing yet."""
-        self._program = jax.jit(run, donate_argnums=0)
+    def __init__(self, run: Callable, options: dict[str, Any] | None = None) -> None:
+        """Compiles nothing yet; `options` are those of XLA that differ from its own."""
+        self._program = jax.jit(run, donate_argnums=0, compiler_options=options)
         self._memory: dict[Any, int] = {}
 
     def __call__(self, state: Any, *args: Any, spends: bool = False) -> Any:

@@ -5,6 +5,7 @@ rounding. The room exists because which mapping is fastest depends on the networ
 cheap enough to be written out for all members at once, that of a large one keeps a core busy by itself.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,8 +37,8 @@ CROWDED = 64
 # Large products are left to libraries by XLA, which one piece of machine code cannot call.
 OF_ONE_PIECE = ELEMENTWISE | set(
     "bitcast_convert_type broadcast_in_dim concatenate cond dynamic_slice dynamic_update_slice gather iota jit "
-    "optimization_barrier pad reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reshape rev scan scatter "
-    "slice squeeze transpose while".split()
+    "optimization_barrier pad reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reshape rev scan "
+    "scatter slice squeeze transpose while".split()
 )
 
 OWN_GUIDANCE = Guidance(first_epoch=None, numbers=None, rates=0)  # type: ignore[arg-type]
@@ -129,7 +130,20 @@ def _abreast(make: Make, functions: Functions) -> Callable:
         trained, logs = program(_last(carry), samples, validation, schedule, count, *told)
         return _moved(trained, to=0), _moved(logs, to=1)
 
-    return in_one_piece(run) if jax.default_backend() == "cpu" else run
+    return run if options_of("abreast") is None else in_one_piece(run)
+
+
+@functools.cache
+def options_of(mapping: str) -> dict[str, Any] | None:
+    """Returns the options that XLA needs to compile a program in one piece: none may be a library's; None elsewhere."""
+    options: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if mapping != "abreast" or jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError:  # an XLA without this option
+        return None
+    return options
 
 
 def in_one_piece(function: Callable) -> Callable:
