@@ -344,6 +344,10 @@ class TrainingCall:
         """Runs the program."""
         return self._program(state if spends else _copied(state), *args)
 
+    def eval_shape(self, *args: Any) -> Any:
+        """Traces the program, and returns the shapes of its results."""
+        return self._program.eval_shape(*args)
+
     def memory(self, *args: Any) -> int:
         """Returns the bytes that a call with such arguments takes; it is compiled for it, and not again for a call."""
         form = (jax.tree.structure(args), *map(jax.typeof, jax.tree.leaves(args)))
