@@ -335,18 +335,14 @@ class TrainingCall:
     `spends=True` does without.
     """
 
-    def __init__(self, run: Callable, options: dict[str, Any] | None = None) -> None:
-        """Compiles nothing yet; `options` are those of XLA that differ from its own."""
-        self._program = jax.jit(run, donate_argnums=0, compiler_options=options)
+    def __init__(self, run: Callable) -> None:
+        """Compiles nothing yet."""
+        self._program = jax.jit(run, donate_argnums=0)
         self._memory: dict[Any, int] = {}
 
     def __call__(self, state: Any, *args: Any, spends: bool = False) -> Any:
         """Runs the program."""
         return self._program(state if spends else _copied(state), *args)
-
-    def eval_shape(self, *args: Any) -> Any:
-        """Traces the program, and returns the shapes of its results."""
-        return self._program.eval_shape(*args)
 
     def memory(self, *args: Any) -> int:
         """Returns the bytes that a call with such arguments takes; it is compiled for it, and not again for a call."""

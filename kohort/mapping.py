@@ -5,7 +5,6 @@ rounding. The room exists because which mapping is fastest depends on the networ
 cheap enough to be written out for all members at once, that of a large one keeps a core busy by itself.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,11 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kohort.abreast import ELEMENTWISE, abreast, largest_array, suits
+from kohort.abreast import abreast, largest_array, suits
 from kohort.engine import OWN_SCHEDULE, Functions, Schedule, State, Unknown
 from kohort.rules import Guidance, both
 
@@ -33,13 +30,6 @@ NARROWEST_ABREAST = 56
 # Arrays whose rows are a multiple of so many lanes apart crowd into a few places of the cache: 64 members of a network
 # with two layers of 8 take 1.4 times as long as 56 or 72.
 CROWDED = 64
-
-# Large products are left to libraries by XLA, which one piece of machine code cannot call.
-OF_ONE_PIECE = ELEMENTWISE | set(
-    "bitcast_convert_type broadcast_in_dim concatenate cond dynamic_slice dynamic_update_slice gather iota jit "
-    "optimization_barrier pad reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reshape rev scan "
-    "scatter slice squeeze transpose while".split()
-)
 
 OWN_GUIDANCE = Guidance(first_epoch=None, numbers=None, rates=0)  # type: ignore[arg-type]
 
@@ -130,50 +120,7 @@ def _abreast(make: Make, functions: Functions) -> Callable:
         trained, logs = program(_last(carry), samples, validation, schedule, count, *told)
         return _moved(trained, to=0), _moved(logs, to=1)
 
-    return run if options_of("abreast") is None else in_one_piece(run)
-
-
-@functools.cache
-def options_of(mapping: str) -> dict[str, Any] | None:
-    """Returns the options that XLA needs to compile a program in one piece: none may be a library's; None elsewhere."""
-    options: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if mapping != "abreast" or jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0).lower().compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError:  # an XLA without this option
-        return None
-    return options
-
-
-def in_one_piece(function: Callable) -> Callable:
-    """Returns a function that XLA compiles for a CPU as one piece of machine code, loops and all.
-
-    It otherwise calls many small pieces in each round of a loop, a fifth of the time of a small network, and gives some
-    to other threads, which train the next block meanwhile. XLA does so by itself with loops that touch less than a
-    kilobyte: the mark is that of its pass (`small_while_loop_hoisting_pass`, seen in JAX 0.10.2).
-    """
-
-    def run(*args: Any) -> Any:
-        leaves, structure = jax.tree.flatten(args)
-        inner = jax.jit(lambda *leaves: function(*jax.tree.unflatten(structure, leaves)))
-        closed, form = jax.make_jaxpr(inner, return_shape=True)(*leaves)
-        if not _operations(closed) <= OF_ONE_PIECE:
-            return function(*args)
-        # Traced beforehand, so that only the call is marked, and not what is inside.
-        with set_xla_metadata(inlineable="false", xla_cpu_small_call="true"):
-            results = jaxpr_as_fun(closed)(*leaves)
-        return jax.tree.unflatten(jax.tree.structure(form), results)
-
     return run
-
-
-def _operations(jaxpr: Any) -> set[str]:
-    """Returns the names of all operations of a traced function, and of what it calls."""
-    names = {equation.primitive.name for equation in jaxpr.eqns}
-    for part in jax.tree.leaves([list(equation.params.values()) for equation in jaxpr.eqns]):
-        names |= _operations(part) if hasattr(part, "eqns") else set()
-    return names
 
 
 class EpochRows:

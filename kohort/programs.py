@@ -16,7 +16,7 @@ from jax import lax
 from kohort import engine, keras_internals, python_code, remote, rules
 from kohort.data import Inputs
 from kohort.engine import Cut, Functions, Pace, Schedule, Unknown
-from kohort.mapping import Form, Make, of_block, options_of
+from kohort.mapping import Form, Make, of_block
 from kohort.remote import RemotePrograms
 from kohort.rules import Rule
 
@@ -79,7 +79,7 @@ class Programs:
         def made() -> Callable:
             if mapping is None:
                 return engine.TrainingCall(make(self._functions, lax.cond))
-            return engine.TrainingCall(of_block(make, self._functions, mapping, own), options_of(mapping))
+            return engine.TrainingCall(of_block(make, self._functions, mapping, own))
 
         return self.once((*key, mapping, own), made)
 

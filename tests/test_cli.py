@@ -268,8 +268,15 @@ def test_readme_shows_the_example_and_what_it_prints(tmp_path, capsys):
     assert re.search(r"```toml\n(.*?)```", readme, re.DOTALL)[1] in example.read_text()
     said = re.search(r"kohort study examples/xor.toml .*?```text\n(.*?)```", readme, re.DOTALL)[1]
     out = told(capsys, "study", example, "--store", tmp_path / "xor.kohort", "--quiet").out
-    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    assert doctest.OutputChecker().check_output(said, out, options), out
+    titles, *rows = (line.split()[:-1] for line in said.splitlines() if line != "...")
+    assert out.split()[: len(titles)] == titles
+    assert len(rows) > 2
+    for row in rows:
+        (told_row,) = (line.split() for line in out.splitlines() if line.split()[:4] == row[:4])
+        # Processors differ in last bits, and so does an epoch in which a network is solved.
+        assert [float(word) for word in told_row[4 : len(row)]] == pytest.approx(
+            [float(word) for word in row[4:]], rel=0.01
+        )
 
 
 def test_every_command_is_in_the_docs():

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
@@ -113,30 +112,3 @@ def test_members_are_spread_over_devices():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("with_product", [False, True])
-def test_what_needs_no_library_is_one_piece_of_machine_code(with_product):
-    def step(a):
-        return (a @ jnp.eye(8) if with_product else a) + a.mean()
-
-    def loop(a):
-        return jax.lax.fori_loop(0, 9, lambda _, a: jnp.sin(step(a)), a)
-
-    a = jnp.linspace(0, 1, 2**12).reshape(-1, 8)
-    options = mapping.options_of("abreast")
-    piece = jax.jit(mapping.in_one_piece(loop), compiler_options=options).lower(a).compile()
-
-    assert ('xla_cpu_small_call="true"' in piece.as_text()) == (not with_product)
-    assert "while(" in piece.as_text()
-    np.testing.assert_allclose(piece(a), loop(a), rtol=1e-4)
-
-
-def test_a_cohort_of_a_small_network_trains_in_one_piece(monkeypatch):
-    marks, mark = [], mapping.set_xla_metadata
-    monkeypatch.setattr(mapping, "set_xla_metadata", lambda **names: marks.append(names) or mark(**names))
-    model, (x, y) = network(layers.Dense(5, "relu"), layers.Dense(3, "tanh")), data.moons(41)
-    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
-    stop = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
-    kohort.Cohort(model, 16).fit(x, y, epochs=3, validation_split=0.2, callbacks=[stop], verbose=0)
-    assert marks

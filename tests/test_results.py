@@ -155,7 +155,7 @@ def test_what_comes_out_comes_after_the_fit(name):
         (
             lambda c, o: c.survival(auc=1),
             ValueError,
-            r"`auc` must be one of 'accuracy', 'loss', 'mae'\. Received: auc=1",
+            r"`auc` must be a metric of the history: accuracy, loss, mae\. Received: auc=1",
         ),
         (lambda c, o: c.best_seed("auc"), ValueError, r"`metric` must be a metric of the history .*metric='auc'\."),
         (lambda c, o: c.compare(o, loss=1, confidence=2), ValueError, r"`confidence` must be between 0 and 1\."),
