@@ -1,6 +1,5 @@
 """The command line: what it prints, where, and with which exit code; one clear message where something is wrong."""
 
-import doctest
 import json
 import os
 import re
