@@ -14,7 +14,6 @@ from oracle import by_keras, differences
 from test_promises import compilations
 
 import kohort
-from kohort.rounds import Rounds
 from kohort import rounds
 from kohort.history import Outcome
 
