@@ -254,7 +254,9 @@ def _permute() -> Callable[[int, int, Any, Any, np.ndarray, Any], None] | None:
 
 def _draws_as_numpy(permute: Callable) -> bool:
     """Says whether this draws what NumPy does, on this machine and with this NumPy."""
-    drawn, states = np.zeros((2, 9, 300), np.uint16), MemberGenerators(range(2)).states
-    theirs = [np.random.RandomState(seed) for seed in range(2)]
+    # Not by this thread's generator: it may be asked in the middle of what that draws.
+    theirs: list[Any] = [np.random.RandomState(seed) for seed in range(2)]
+    drawn = np.zeros((2, 9, 300), np.uint16)
+    states = np.array([[*key, position] for _, key, position, *_ in (their.get_state() for their in theirs)], np.uint32)
     permute(states.ctypes.data, states.ctypes.data, [0, 1], 9, drawn, [0, 1])
     return np.array_equal(drawn, [[their.permutation(300) for _ in range(9)] for their in theirs])

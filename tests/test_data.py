@@ -163,6 +163,13 @@ def test_member_generators_draw_in_bulk(drawn_by, rows, dtype):
         np.testing.assert_array_equal(others.states[member], [*their.get_state()[1], their.get_state()[2]])
 
 
+def test_looking_whether_it_draws_as_numpy_disturbs_nobody():
+    for generator in MemberGenerators([3]).each([0], np.empty((1, 625), np.uint32)):
+        kohort.generators._permute.cache_clear()
+        drawn = permutations(generator, 50, 9)
+    np.testing.assert_array_equal(drawn, list(map(np.random.RandomState(3).permutation, [50] * 9)))
+
+
 def test_what_does_not_draw_as_numpy_is_not_used():
     assert kohort.generators._draws_as_numpy(kohort.generators._permute() or pytest.skip("no C compiler"))
     assert not kohort.generators._draws_as_numpy(lambda before, after, members, counts, room, places: room.fill(0))
