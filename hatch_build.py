@@ -17,9 +17,7 @@ class CustomBuildHook(BuildHookInterface):
         """Compiles; a wheel with a library is one for this platform only, but for every Python."""
         root = Path(self.root)
         if not compiled(root / SOURCE, root / LIBRARY):
-            self.app.display_warning(
-                "kohort: no C compiler found; NumPy will draw permutations, at a third of the speed"
-            )
+            self.app.display_warning("kohort: no C compiler; NumPy draws permutations instead, at a fifth of the speed")
             return
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["artifacts"].append(LIBRARY)

@@ -130,7 +130,7 @@ class Cohort(Results):
 
     @property
     def input_shape(self) -> Any:
-        """The shape of what the members take, as that of a `keras.Model`."""
+        """The shape of what the members take, None for samples, as `keras.Model.input_shape`: (None, 2) for points."""
         return self._template.network.input_shape
 
     def __len__(self) -> int:

@@ -14,7 +14,8 @@ from oracle import by_keras, differences
 from test_promises import compilations
 
 import kohort
-from kohort import rounds
+from kohort import rounds, rules
+from kohort.cohort_callbacks import Guide
 from kohort.history import Outcome
 
 RNG = np.random.default_rng(1)
@@ -231,9 +232,8 @@ def test_outcomes_and_last_values():
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_other_numbers_compile_nothing(exact, monkeypatch):
-    monkeypatch.setattr(
-        Rounds, "_repack", lambda *_: None
-    )  # a narrower block is a program of its own, as the clock says
+    # A narrower block is a program of its own, and the clock says whether it pays.
+    monkeypatch.setattr(rounds.Rounds, "_repack", lambda *_: None)
     model = compiled(dense())
     fit = FIT | {"verbose": 0, "epochs": 6}
 
@@ -464,3 +464,11 @@ def test_functions_are_called_as_by_keras():
 
     expected = [("begins", {}), ("epoch begins", 0, {}), ("epoch ends", 0, ["loss"]), ("ends", ["loss"])]
     assert told == expected * 2
+
+
+def test_a_round_may_end_where_patience_ends():
+    stop = rules.EarlyStop(rules.Monitor("loss", True), False, False, ())
+    numbers = [{"start_from_epoch": 7, "patience": 2}, {"start_from_epoch": 0, "patience": 14}]
+    guide = Guide((stop, rules.Terminate(), stop), (numbers[0], {}, numbers[1]))
+    assert [guide.end_of_patience(epoch) for epoch in (0, 3, 20)] == [10, 10, 23]
+    assert Guide((rules.Terminate(),), ({},)).end_of_patience(5) == 5  # who may stop at once is not waited for
