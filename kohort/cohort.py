@@ -18,7 +18,7 @@ from kohort.cohort_callbacks import Listeners, check_cohort_callbacks
 from kohort.data import inputs, inputs_of_share, pass_cut, samples
 from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
-from kohort.folds import Shares, Split, check_beside_folds, held_out_by, own_weights, shares_of, splits_of
+from kohort.folds import HeldOut, Split, check_beside_folds, own_weights, shares_of, splits_of
 from kohort.history import CohortHistory
 from kohort.members import Members, Settings, members_of
 from kohort.membership import (
@@ -108,16 +108,15 @@ class Cohort(Results):
             check_members(len(own_seeds), varied)
             own_seeds, varied = crossed(own_seeds, varied)
         self._members = self._without_folds = members_of(model, own_seeds, varied, settings)
-        self._shares = Shares()  # of the last fit
-        self._splits: list[Split] | None = None  # likewise
+        self._held_out = HeldOut()  # by the last fit
 
     @classmethod
     def of_members(cls, members: Members) -> "Cohort":
         """Makes a cohort of members that somebody else has put together, for kohort's own use."""
         cohort = cls.__new__(cls)
         cohort.exact, cohort.stop_training = members.exact, False
-        cohort._members = cohort._without_folds = members
-        cohort._shares, cohort._splits = Shares(), None
+        cohort._members, cohort._without_folds = members, members.single or members
+        cohort._held_out = HeldOut()
         return cohort
 
     @property
@@ -261,7 +260,7 @@ class Cohort(Results):
     def _train(self, rounds: Rounds, splits: list[Split] | None) -> CohortHistory:
         """Runs the rounds; where no epoch came to its end, all is left as it was."""
         members, recipe = rounds.members, rounds.recipe
-        kept, before = (self._members, self._splits, self._shares), members.trained
+        kept, before = (self._members, self._held_out), members.trained
 
         def last_epoch() -> int | None:
             after = members.trained
@@ -273,7 +272,7 @@ class Cohort(Results):
         try:
             rounds.prepare()
             before = members.trained  # in blocks for which there is room
-            self._members, self._splits, self._shares = members, splits, rounds.ahead.shares
+            self._members, self._held_out = members, HeldOut(splits, rounds.ahead.shares)
             history = rounds.train()
             is_over = True
             return history
@@ -283,7 +282,7 @@ class Cohort(Results):
             rounds.progress.finish()
             if not is_over and last_epoch() is None:
                 members.trained = before
-                self._members, self._splits, self._shares = kept
+                self._members, self._held_out = kept
 
     @property
     def _template(self) -> Template:
@@ -370,8 +369,8 @@ class Cohort(Results):
             `sklearn.model_selection.cross_val_predict`; out-of-bag samples: Breiman (1996).
         """
         self._members.need_training("predict_out_of_fold")
-        held_out = held_out_by(self._splits, self._shares, x)
-        return keras.tree.map_structure(held_out, self.predict(x, batch_size))
+        picker = self._held_out.picker(x)
+        return keras.tree.map_structure(picker, self.predict(x, batch_size))
 
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int | None = None, verbose: str | int = 0, sample_weight: Any = None
@@ -486,8 +485,8 @@ class Cohort(Results):
     @classmethod
     def of_kept(cls, kept: saving.Kept) -> "Cohort":
         """Makes a cohort of what a file or a study held, for kohort's own use."""
-        cohort = cls(kept.model, kept.seeds, exact=kept.exact, mapping=kept.mapping)
-        kept.put_into(cohort._members)
+        cohort = cls.of_members(kept.members)
+        cohort._held_out = kept.held_out
         return cohort
 
 

@@ -58,7 +58,7 @@ def splits_of(network: keras.Model, folds: Any, x: Any, y: Any, groups: Any) -> 
             f"`folds` must be able to split these samples. Received: {received('folds', folds)}, which says: "
             f"{str(error).splitlines()[0].rstrip('.')}. Pass another splitter, or `groups` if it takes them."
         ) from error
-    return [_checked_split(split, rows) for split in splits]
+    return [checked_split(split, rows) for split in splits]
 
 
 def check_folds(folds: Any, rows: int) -> None:
@@ -89,7 +89,8 @@ def _classes(y: Any, is_classifier: bool) -> Any:
     return targets.argmax(axis=1) if is_classifier and targets.ndim == 2 else targets
 
 
-def _checked_split(split: Any, rows: int) -> Split:
+def checked_split(split: Any, rows: int) -> Split:
+    """Returns the rows to train on and to validate on, or raises that they are none of so many."""
     training, validation = (np.asarray(part) for part in split)
     for part in (training, validation):
         are_rows = part.ndim == 1 and part.size > 0 and part.dtype.kind in "iu"
@@ -167,15 +168,20 @@ def shares_of(
             f"Received: {received('sample_weight', weights)}. Pass one row per member, as in `cohort.parameters`."
         )
     if splits:
-        training, validation = zip(*splits, strict=True)
-        times = len(seeds) // len(splits)
-        return Shares(training * times, validation * times, weights, rows)
+        return shares_of_folds(splits, len(seeds), rows, weights)
     if bootstrap:
         from sklearn.utils import resample
 
         drawn = {seed: np.asarray(resample(np.arange(rows), random_state=seed)) for seed in dict.fromkeys(seeds)}
         return Shares([drawn[seed] for seed in seeds], None, weights, rows)
     return Shares(None, None, weights, rows)
+
+
+def shares_of_folds(splits: list[Split], members: int, rows: int, weights: np.ndarray | None = None) -> Shares:
+    """Returns what is each member's own where members stand once for each fold, next to each other."""
+    training, validation = zip(*splits, strict=True)
+    times = members // len(splits)
+    return Shares(training * times, validation * times, weights, rows)
 
 
 def out_of_bag(outputs: np.ndarray, training: Sequence[np.ndarray]) -> np.ndarray:
@@ -206,19 +212,26 @@ def own_weights(sample_weight: Any, x: Any, members: int, recipe: Recipe, valida
     return np.asarray(sample_weight, keras.config.floatx())
 
 
-def held_out_by(splits: list[Split] | None, shares: Shares, x: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns what picks from outputs those of samples that a member has not trained on, after such a fit."""
-    if splits is None and shares.training is None:
-        raise RuntimeError(
-            "`cohort.predict_out_of_fold` must come after a fit with folds or with bootstrap=True. "
-            "Received: a last fit without. Call `cohort.fit(x, y, folds=5)` first."
-        )
-    shapes = [np.shape(leaf)[:1] for leaf in keras.tree.flatten(x)]
-    if shapes and shapes[0] != (shares.rows,):
-        raise ValueError(
-            f"`x` must hold the {shares.rows} samples of the last fit, in the same order. "
-            f"Received: {received('x', x)}. Pass what was passed to `fit`."
-        )
-    if splits:
-        return lambda outputs: out_of_fold(outputs, splits)
-    return lambda outputs: out_of_bag(outputs, shares.training or [])
+class HeldOut(NamedTuple):
+    """What of the data of a fit its members have not trained on."""
+
+    splits: list[Split] | None = None
+    shares: Shares = Shares()
+
+    def picker(self, x: Any) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns what picks from outputs for the samples of the fit those of samples that a member has not seen."""
+        splits, training = self.splits, self.shares.training
+        if splits is None and training is None:
+            raise RuntimeError(
+                "`cohort.predict_out_of_fold` must come after a fit with folds or with bootstrap=True. "
+                "Received: a last fit without. Call `cohort.fit(x, y, folds=5)` first."
+            )
+        shapes = [np.shape(leaf)[:1] for leaf in keras.tree.flatten(x)]
+        if shapes and shapes[0] != (self.shares.rows,):
+            raise ValueError(
+                f"`x` must hold the {self.shares.rows} samples of the last fit, in the same order. "
+                f"Received: {received('x', x)}. Pass what was passed to `fit`."
+            )
+        if splits:
+            return lambda outputs: out_of_fold(outputs, splits)
+        return lambda outputs: out_of_bag(outputs, training or [])

@@ -175,11 +175,23 @@ class Members:
 
         return jax.tree.map(joined, *results)
 
-    def cut(self, state: State) -> list[State]:
-        """Cuts the states of all members, leading axis member, into those of the blocks: the inverse of `join`."""
+    def of_kind(self, kind: int) -> np.ndarray:
+        """Returns the numbers of the members that are made from one of the templates."""
+        return np.flatnonzero(np.array(self.roster.kinds) == kind)
+
+    def cut(self, states: list[State]) -> list[State]:
+        """Cuts the states of all members of each kind, leading axis member, into those of the blocks."""
+        places = {member: place for kind in range(len(states)) for place, member in enumerate(self.of_kind(kind))}
+        with_values = []
+        for kind, (template, state) in enumerate(zip(self.templates, states, strict=True)):
+            values = {path: column[self.of_kind(kind)] for path, column in self.roster.varied.items()}
+            with_values.append(template.with_values(state, values))
         if self.exact:
-            return unstacked(state)
-        return [jax.tree.map(lambda a, lanes=list(block.lanes): a[lanes], state) for block in self.blocks]
+            singles = [unstacked(state) for state in with_values]
+            return [singles[block.kind][places[block.members[0]]] for block in self.blocks]
+        lanes = [[places[member] for member in block.lanes] for block in self.blocks]
+        pairs = zip(self.blocks, lanes, strict=True)
+        return [jax.tree.map(lambda a, own=own: a[own], with_values[block.kind]) for block, own in pairs]
 
     def state(self, trained: Trained, member: int) -> State:
         """Returns the state of one trained member."""

@@ -16,6 +16,7 @@ from kohort import keras_internals, saving
 from kohort.checks import received
 from kohort.comparison import Comparison, compared
 from kohort.ensemble import averaged
+from kohort.folds import HeldOut
 from kohort.history import CohortHistory, Criterion, SuccessRate, solved, success_rate
 from kohort.members import Members
 from kohort.survival import SurvivalCurve, survival_curve
@@ -26,6 +27,7 @@ class Results:
 
     exact: bool
     _members: Members
+    _held_out: HeldOut  # by the last fit
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -350,9 +352,9 @@ class Results:
     def save(self, path: Any) -> None:
         """Saves the trained cohort in one file, from which `Cohort.load` makes it again, to go on where it stopped.
 
-        The file holds every member's weights, optimizer and generators, the history and the model's configuration, with
-        a checksum, and no code. It is written aside and put in its place in one step: whatever happens meanwhile, there
-        is the old file or the new one. Of the data nothing is kept.
+        The file holds every member's weights, optimizer and generators, its values and folds, the history and the
+        model's configuration, with a checksum, and no code. It is written aside and put in its place in one step:
+        whatever happens meanwhile, there is the old file or the new one. Of the data nothing is kept.
 
         Args:
             path: Where to; its folder must exist. A file that stands there is replaced.
@@ -361,7 +363,7 @@ class Results:
             RuntimeError: If the cohort is not trained.
             TypeError: If `path` is no path.
             OSError: If the place cannot be written; what stood there is as it was.
-            ValueError: If a part of the model has no configuration, or more than the seed tells members apart.
+            ValueError: If a part of the model has no configuration.
 
         Example:
             >>> import kohort, keras
@@ -377,7 +379,7 @@ class Results:
         Source:
             The container is that of safetensors: https://huggingface.co/docs/safetensors.
         """
-        saving.save(path, self._members, self._members.need_training("save"))
+        saving.save(path, self._members, self._members.need_training("save"), self._held_out)
 
     def __getitem__(self, key: Any) -> NoReturn:
         """Raises: a number could be a seed or a place."""

@@ -21,14 +21,17 @@ import numpy as np
 from kohort import blueprint, files, keras_internals, keras_parts
 from kohort.engine import State
 from kohort.files import Contents
+from kohort.folds import HeldOut, Shares, checked_split, shares_of_folds
 from kohort.generators import MemberGenerators, Owed
 from kohort.history import CohortHistory
 from kohort.mapping import MAPPINGS
-from kohort.members import Block, Members, Trained, unstacked
+from kohort.members import Block, Members, Settings, Trained, members_of, unstacked
+from kohort.membership import check_seeds
 from kohort.structures import filled, skeleton
 from kohort.template import preserved_generators
+from kohort.vary import check_vary
 
-KIND, VERSION = "cohort", 1
+KIND, VERSION = "cohort", 2  # 1 held members that differ by their seeds only
 # What a configuration may hold that is no class: plain values of Keras's serialisation. Lambdas are not among them.
 VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 # What a part of a model may be. Keras's own safe mode names what it refuses; this names what is accepted.
@@ -45,27 +48,31 @@ KINDS = (
 )
 # The modules whose functions a configuration may name.
 WITH_FUNCTIONS = (keras.activations, keras.losses, keras.metrics, keras.ops)
+PARTS = ("training", "validation")  # of a fold
+GENERATOR = (2,), np.dtype("uint32")  # the state of a generator of Keras's
 
 
 # --- to a file --------------------------------------------------------------------------------------------------------
 
 
-def save(path: Any, members: Members, trained: Trained) -> None:
+def save(path: Any, members: Members, trained: Trained, held_out: HeldOut) -> None:
     """Writes trained members to a file, in one step."""
     files.checked_target(path)  # before anything is computed
-    check_saveable(members)
-    files.write(path, KIND, VERSION, contents_of(members, trained))
+    about, arrays = contents_of(members, trained)
+    own = _own_of(members, held_out)
+    files.write(path, KIND, VERSION, Contents(about | own.about, arrays | own.arrays))
 
 
-def check_saveable(members: Members) -> None:
-    """Raises if more than the seed tells the members apart: a file holds nothing of that yet."""
-    beside = [name for name in members.roster.parameters if name != "seed"]
-    if beside:
-        raise ValueError(
-            "`cohort.save` must be called on a cohort whose members differ by their seeds only (so far). "
-            f"Received: members that differ by {', '.join(map(repr, beside))}, too. "
-            "Save single members, `cohort.member(index=...)`, as `.keras` files."
-        )
+def _own_of(members: Members, held_out: HeldOut) -> Contents:
+    """Returns what is each member's own beside its seed: values and rows."""
+    varied, (splits, shares) = members.roster.varied, held_out
+    about = {"varied": list(varied), "folds": len(splits or ()), "rows": shares.rows}
+    arrays = {f"varied/{i}": column for i, column in enumerate(varied.values())}
+    for fold, split in enumerate(splits or ()):
+        arrays |= {f"fold/{fold}/{part}": rows for part, rows in zip(PARTS, split, strict=True)}
+    if shares.training is not None and splits is None:
+        arrays["bootstrap"] = np.asarray(shares.training).astype(np.min_scalar_type(shares.rows))
+    return Contents(about, arrays)
 
 
 def contents_of(
@@ -82,6 +89,7 @@ def contents_of(
     own = np.arange(len(members.seeds)) if which is None else np.asarray(which)
     # Neighbours are a view: curves are most of a study, and a copy of them takes as long as their checksum.
     lanes = slice(own[0], own[-1] + 1) if np.array_equal(own, np.arange(own[0], own[0] + len(own))) else own
+    kinds = range(len(members.templates)) if which is None else (0,)
     template, history = members.templates[members.roster.kinds[own[0]]], trained.history
     rows: list[np.ndarray] = []
 
@@ -93,8 +101,10 @@ def contents_of(
     arrays = {"seeds": np.asarray(members.seeds, np.uint32)[own], "epoch": np.asarray(history.epoch, np.int64)}
     arrays["stopped_epoch"] = np.asarray(history.stopped_epoch, np.int64)[lanes]
     arrays |= {f"history/{name}": np.asarray(values)[lanes] for name, values in history.items()}
-    for part, values in members.states(trained, own)._asdict().items():
-        arrays |= {f"state/{part}/{i}": array for i, array in enumerate(values)}
+    for kind in kinds:
+        state = members.states(trained, own if which is not None else members.of_kind(kind))
+        for part, values in state._asdict().items():
+            arrays |= {f"{_place(kind, part)}/{i}": array for i, array in enumerate(values)}
     arrays |= {} if states is None else {"generators": states[lanes]}
     description = changed(blueprint.described(template.network, _unkept), changes or {})
     about = {
@@ -129,26 +139,10 @@ def _unkept(model: keras.Model, received: str, step: str) -> ValueError:
 
 
 class Kept(NamedTuple):
-    """What a file held, checked: enough to make a cohort, and to put it where it was."""
+    """What a file held: the members as they were left, and what their last fit held out."""
 
-    model: keras.Model
-    seeds: list[int]
-    exact: bool
-    mapping: str
-    contents: Contents
-
-    def put_into(self, members: Members) -> None:
-        """Makes these members the trained ones of the file."""
-        about, arrays = self.contents
-        batch = _batch(self.contents)
-        members.templates = [members.templates[0].built_like(batch, about["metric_names"])]
-        history = {name: arrays[f"history/{name}"].copy() for name in about["metrics"]}
-        owed = tuple(
-            Owed(rows, np.asarray(times) if isinstance(times, list) else times) for rows, times in about["owed"]
-        )
-        generators = MemberGenerators.restored(members.seeds, arrays.get("generators"), owed)
-        log = CohortHistory(history, self.seeds, arrays["epoch"].tolist(), arrays["stopped_epoch"].copy())
-        members.trained = Trained(members.cut(_state(arrays)), generators, log)
+    members: Members
+    held_out: HeldOut
 
 
 def begin_from(members: Members, sources: Sequence[tuple[Contents, int]]) -> None:
@@ -193,10 +187,12 @@ def checked(place: str, contents: Contents, custom_objects: Mapping[str, Any] | 
     with _refusals(place), preserved_generators(), keras_parts.safely(), keras.saving.custom_object_scope(customs):
         _check_settings(place, about)
         _check_parts(place, [about["model"], about["compiled"]], customs)
-        _check_shapes(place, contents)
-        mapping = about.get("mapping")  # earlier files hold none
-        mapping = mapping if mapping in MAPPINGS and not about["exact"] else "auto"
-        return Kept(_built(about), contents.arrays["seeds"].tolist(), bool(about["exact"]), mapping, contents)
+        _check_sizes(place, contents)
+        held_out = _held_out(contents)
+        members = _members(contents, held_out)
+        _check_shapes(place, contents, members)
+        members.trained = _trained(contents, members)
+        return Kept(members, held_out)
 
 
 class _Refusal(ValueError):
@@ -271,25 +267,85 @@ def _is_part_of_keras(module: Any, name: str) -> bool:
     return part is not None and any(getattr(place, name, None) is part for place in WITH_FUNCTIONS)
 
 
-def _check_shapes(path: Any, contents: Contents) -> None:
-    """Raises unless the arrays are those of the model: it is traced for that, and no array of it is made."""
-    about, arrays = contents
+def _check_sizes(path: Any, contents: Contents) -> None:
+    """Raises unless the model is of the size of the arrays: it is traced for that, and no array of it is made."""
 
     def state() -> State:
-        model = _built(about)
+        model = _built(contents.about)
         keras_internals.build_like(model, _batch(contents))
         return keras_internals.read_state(model)
 
-    members, epochs = len(arrays["seeds"]), len(arrays["epoch"])
-    expected = [[((members, *v.shape), v.dtype) for v in part] for part in jax.eval_shape(state)]
-    found = [[(v.shape, v.dtype) for v in part] for part in _state(arrays)]
-    logs = [arrays[f"history/{name}"].shape[:2] == (members, epochs) for name in about["metrics"]]
-    generators = arrays.get("generators", np.empty((members, 625)))
-    lengths = generators.shape == (members, 625) and arrays["stopped_epoch"].shape == (members,)
-    if not members or expected != found or not all(logs) or not lengths:
-        here = "keras {keras} and jax {jax}".format_map(files.versions())
-        received = f"whose arrays are not those that its model has under {here}"
-        raise _refused(path, received, "Load it under the versions that saved it")
+    def sizes(of_state: State, skipped: int) -> list:
+        # How many states of generators there are depends on numbers that members may have for themselves.
+        forms = [[(v.shape[skipped:], v.dtype) for v in part] for part in of_state]
+        return [[form for form in part if form != GENERATOR] for part in forms]
+
+    if sizes(jax.eval_shape(state), 0) != sizes(_state(contents.arrays), 1):
+        raise _other_arrays(path)
+
+
+def _other_arrays(path: Any) -> _Refusal:
+    here = "keras {keras} and jax {jax}".format_map(files.versions())
+    received = f"whose arrays are not those that its model has under {here}"
+    return _refused(path, received, "Load it under the versions that saved it")
+
+
+def _members(contents: Contents, held_out: HeldOut) -> Members:
+    """Makes the members of the file, as they begin."""
+    about, arrays = contents
+    mapping = about.get("mapping")  # earlier files hold none
+    mapping = mapping if mapping in MAPPINGS and not about["exact"] else "auto"
+    once = slice(None, None, len(held_out.splits or [None]))  # those that stand once for each fold, once
+    seeds, model = tuple(arrays["seeds"][once].tolist()), _built(about)
+    check_seeds(dict.fromkeys(seeds) if about.get("varied") else seeds)
+    varied = {str(name): arrays[f"varied/{i}"][once] for i, name in enumerate(about.get("varied", ()))}
+    varied = check_vary(model, varied or None, len(seeds), grid=False)
+    members = members_of(model, seeds, varied, Settings(bool(about["exact"]), mapping))
+    members = members.crossed_with(held_out.splits) if held_out.splits else members
+    members.templates = [t.built_like(_batch(contents), about["metric_names"]) for t in members.templates]
+    return members
+
+
+def _check_shapes(path: Any, contents: Contents, members: Members) -> None:
+    """Raises unless all arrays are those of these members."""
+    about, arrays = contents
+    count, epochs, roster = len(arrays["seeds"]), len(arrays["epoch"]), members.roster
+    for kind, template in enumerate(members.templates):
+        of_kind, own = len(members.of_kind(kind)), keras_internals.read_state(template.network)
+        expected = [[((of_kind, *v.shape), v.dtype) for v in part] for part in own]
+        if expected != [[(v.shape, v.dtype) for v in part] for part in _state(arrays, kind)]:
+            raise _other_arrays(path)
+    varied = [np.array_equal(arrays[f"varied/{i}"], of) for i, of in enumerate(roster.varied.values())]
+    logs = [arrays[f"history/{name}"].shape[:2] == (count, epochs) for name in about["metrics"]]
+    generators = arrays.get("generators", np.empty((count, 625)))
+    lengths = generators.shape == (count, 625) and arrays["stopped_epoch"].shape == (count,)
+    if not all([*varied, *logs, lengths, roster.seeds == tuple(arrays["seeds"].tolist())]):
+        raise _other_arrays(path)
+
+
+def _trained(contents: Contents, members: Members) -> Trained:
+    """Returns how far the members are."""
+    about, arrays = contents
+    history = {name: arrays[f"history/{name}"].copy() for name in about["metrics"]}
+    owed = tuple(Owed(rows, np.asarray(times) if isinstance(times, list) else times) for rows, times in about["owed"])
+    generators = MemberGenerators.restored(members.seeds, arrays.get("generators"), owed)
+    log = CohortHistory(history, list(members.seeds), arrays["epoch"].tolist(), arrays["stopped_epoch"].copy())
+    states = [_state(arrays, kind) for kind in range(len(members.templates))]
+    return Trained(members.cut(states), generators, log)
+
+
+def _held_out(contents: Contents) -> HeldOut:
+    """Returns which rows the members have not trained on."""
+    about, arrays = contents
+    members, rows = len(arrays["seeds"]), int(about.get("rows", 0))
+    if about.get("folds"):
+        folds = range(int(about["folds"]))  # as somebody says: there may be no arrays for them
+        splits = [checked_split([arrays[f"fold/{fold}/{part}"] for part in PARTS], rows) for fold in folds]
+        return HeldOut(splits, shares_of_folds(splits, members, rows))
+    drawn = [checked_split((own, own), rows)[0] for own in arrays["bootstrap"]] if "bootstrap" in arrays else None
+    if len(drawn or arrays["seeds"]) != members:
+        raise ValueError("There are other rows than members.")
+    return HeldOut(None, Shares(drawn, rows=rows))
 
 
 def _batch(contents: Contents) -> Any:
@@ -297,11 +353,16 @@ def _batch(contents: Contents) -> Any:
     return filled(contents.about["batch"], lambda place: contents.arrays[f"batch/{int(place)}"])
 
 
-def _state(arrays: Mapping[str, np.ndarray]) -> State:
-    """Returns the states of all members, leading axis member."""
+def _state(arrays: Mapping[str, np.ndarray], kind: int = 0) -> State:
+    """Returns the states of all members of a kind, leading axis member."""
 
     def part(name: str) -> list[np.ndarray]:
-        count = sum(each.startswith(f"state/{name}/") for each in arrays)
-        return [arrays[f"state/{name}/{i}"] for i in range(count)]
+        count = sum(each.startswith(f"{name}/") for each in arrays)
+        return [arrays[f"{name}/{i}"] for i in range(count)]
 
-    return State(*map(part, State._fields))
+    return State(*(part(_place(kind, field)) for field in State._fields))
+
+
+def _place(kind: int, part: str) -> str:
+    """Returns where the arrays of a part of the states are, by number behind it."""
+    return f"state/{kind}/{part}" if kind else f"state/{part}"

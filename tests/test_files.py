@@ -248,10 +248,10 @@ import importlib.util, os, random, signal, sys, time
 spec = importlib.util.spec_from_file_location("files", sys.argv[1])
 files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(files)
-path, random = sys.argv[2], random.Random(0)
-contents, n = files.read(path, "cohort", 1), 0
+path, version, random = sys.argv[2], int(sys.argv[3]), random.Random(0)
+contents = files.read(path, "cohort", version)
 start = time.perf_counter()
-files.write(path, "cohort", 1, contents)
+files.write(path, "cohort", version, contents)
 seconds = time.perf_counter() - start
 for line in sys.stdin:
     delay = random.uniform(0.1, 4) * seconds
@@ -260,7 +260,7 @@ for line in sys.stdin:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, wherever it is
         signal.setitimer(signal.ITIMER_REAL, delay)
         while True:
-            files.write(path, "cohort", 1, contents)
+            files.write(path, "cohort", version, contents)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -268,8 +268,8 @@ for line in sys.stdin:
 class Killed:
     """A process whose children save to a file again and again, and are killed while they do."""
 
-    def __init__(self, path):
-        command = [sys.executable, "-c", SAVES, files.__file__, str(path)]
+    def __init__(self, path, version=1):
+        command = [sys.executable, "-c", SAVES, files.__file__, str(path), str(version)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self):

@@ -197,7 +197,7 @@ def test_all_that_training_leaves_is_kept():
         "trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables",
     )  # fmt: skip
     assert vars(history).keys() == {"history", "seeds", "epoch", "stopped_epoch"}
-    # Blocks and places follow from the seeds; more than these a roster has only where `save` refuses it.
+    # Blocks and places follow from the roster.
     assert vars(cohort._members).keys() == {
         "templates", "roster", "exact", "settings", "_lots", "wide_blocks", "blocks", "_places", "trained", "single",
     }  # fmt: skip
@@ -254,7 +254,7 @@ def test_kills_during_saves_leave_a_cohort(kills, tmp_path):
     cohort = kohort.Cohort(dense(), 64)
     fitted(cohort, "dense", "small", 2)
     cohort.save(tmp_path / "a.kohort")
-    with Killed(tmp_path / "a.kohort") as saves:
+    with Killed(tmp_path / "a.kohort", saving.VERSION) as saves:
         for _ in range(kills):
             assert saves.once() == -14
             assert differences(left(cohort), left(kohort.Cohort.load(tmp_path / "a.kohort"))) == []

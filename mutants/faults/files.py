@@ -45,6 +45,27 @@ FAULTS = [
         (f"{FILES}test_kills_during_saves_leave_a_whole_file", f"{FILES}test_what_is_written_is_read"),
     ),
     Fault(
+        "values-of-a-file-forgotten",
+        "kohort/saving.py",
+        "varied = check_vary(model, varied or None, len(seeds), grid=False)",
+        "varied = {}",
+        ("tests/test_saved_members.py::test_members_come_back_as_they_were_and_go_on[rates one by one]",),
+    ),
+    Fault(
+        "rows-of-a-file-not-checked",
+        "kohort/folds.py",
+        "if not are_rows or part.min() < 0 or part.max() >= rows:",
+        "if not are_rows:",
+        ("tests/test_saved_members.py::test_values_and_rows_that_cannot_be_are_refused",),
+    ),
+    Fault(
+        "folds-of-a-file-forgotten",
+        "kohort/cohort.py",
+        "cohort._held_out = kept.held_out",
+        "cohort._held_out = HeldOut()",
+        ("tests/test_saved_members.py::test_members_come_back_as_they_were_and_go_on[bootstrap]",),
+    ),
+    Fault(
         "checksum-not-looked-at",
         "kohort/files.py",
         "HEAD], rest) != checksum:",
