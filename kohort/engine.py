@@ -249,7 +249,7 @@ def over_epochs(epoch: Callable, carry: Any, count: Any, capacity: int) -> tuple
 
     def body(e: Any, carry: tuple) -> tuple:
         after, logs = epoch(carry[0], e)
-        return after, jax.tree.map(lambda h, log: h.at[e].set(log), carry[1], logs)
+        return after, jax.tree.map(lambda h, log: lax.dynamic_update_index_in_dim(h, log, e, 0), carry[1], logs)
 
     return lax.fori_loop(0, count, body, (carry, history))
 
@@ -335,14 +335,18 @@ class TrainingCall:
     `spends=True` does without.
     """
 
-    def __init__(self, run: Callable) -> None:
-        """Compiles nothing yet."""
-        self._program = jax.jit(run, donate_argnums=0)
+    def __init__(self, run: Callable, options: dict[str, Any] | None = None) -> None:
+        """Compiles nothing yet; `options` are those of XLA that differ from its own."""
+        self._program = jax.jit(run, donate_argnums=0, compiler_options=options)
         self._memory: dict[Any, int] = {}
 
     def __call__(self, state: Any, *args: Any, spends: bool = False) -> Any:
-        """Runs the program."""
-        return self._program(state if spends else _copied(state), *args)
+        """Runs the program, and returns what it carries on and what it logs."""
+        return self._program(state if spends else _copied(state), *args)[:2]
+
+    def eval_shape(self, *args: Any) -> Any:
+        """Traces the program, and returns the shapes of its results."""
+        return self._program.eval_shape(*args)
 
     def memory(self, *args: Any) -> int:
         """Returns the bytes that a call with such arguments takes; it is compiled for it, and not again for a call."""

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kohort import pieces
 from kohort.abreast import abreast, largest_array, suits
 from kohort.engine import OWN_SCHEDULE, Functions, Schedule, State, Unknown
 from kohort.rules import Guidance, both
@@ -120,7 +121,7 @@ def _abreast(make: Make, functions: Functions) -> Callable:
         trained, logs = program(_last(carry), samples, validation, schedule, count, *told)
         return _moved(trained, to=0), _moved(logs, to=1)
 
-    return run
+    return pieces.in_one_piece(run) if pieces.are_compiled() else run
 
 
 class EpochRows:

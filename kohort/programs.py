@@ -13,7 +13,7 @@ import jax
 import keras
 from jax import lax
 
-from kohort import engine, keras_internals, python_code, remote, rules
+from kohort import engine, keras_internals, pieces, python_code, remote, rules
 from kohort.data import Inputs
 from kohort.engine import Cut, Functions, Pace, Schedule, Unknown
 from kohort.mapping import Form, Make, of_block
@@ -79,7 +79,8 @@ class Programs:
         def made() -> Callable:
             if mapping is None:
                 return engine.TrainingCall(make(self._functions, lax.cond))
-            return engine.TrainingCall(of_block(make, self._functions, mapping, own))
+            options = pieces.OPTIONS if mapping == "abreast" and pieces.are_compiled() else None
+            return engine.TrainingCall(of_block(make, self._functions, mapping, own), options)
 
         return self.once((*key, mapping, own), made)
 

@@ -340,7 +340,7 @@ class Reading:
         form = (jax.tree.structure((empty, args)), *map(jax.typeof, jax.tree.leaves((empty, args))))
         if form not in self._known:
             with self._book.traced_for(values):
-                jax.eval_shape(self._program, empty, *args)
+                self._program.eval_shape(empty, *args)
                 if self._trains:
                     self._book.check_read()
             self._known.add(form)

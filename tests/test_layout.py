@@ -31,6 +31,7 @@ ROOMS = [
     "comparison",
     "rounding",
     "abreast",
+    "pieces",
     "engine",
     "rules",
     "mapping",

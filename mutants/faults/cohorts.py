@@ -23,6 +23,13 @@ FAULTS = [
         "lambda a: jnp.moveaxis(a, 0, -1), batch) if rows.ndim == 2",
         ("tests/test_mapping.py::test_many_members_train_as_each_by_itself[middle0-True-abreast]",),
     ),
+    Fault(
+        "array-of-a-piece-that-nothing-reads",
+        "kohort/pieces.py",
+        "return jax.tree.unflatten(jax.tree.structure(form), results)",
+        "return jax.tree.unflatten(jax.tree.structure(form), results)[:-1]",
+        ("tests/test_pieces.py::test_xla_takes_arrays_that_are_overwritten_before_they_are_read",),
+    ),
     # cohorts
     Fault(
         "seed-of-the-neighbour",
