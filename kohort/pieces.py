@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jaxlib
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import jaxpr_as_fun
+from jaxlib.version import __version__ as VERSION
 
 from kohort.abreast import ELEMENTWISE
 
@@ -32,7 +32,7 @@ OPERATIONS = ELEMENTWISE | set(
 
 def are_compiled() -> bool:
     """Says whether programs are compiled as pieces here."""
-    return jax.default_backend() == "cpu" and jaxlib.__version__ in SEEN_WITH
+    return jax.default_backend() == "cpu" and VERSION in SEEN_WITH
 
 
 def in_one_piece(function: Callable) -> Callable:
