@@ -38,7 +38,7 @@ def are_compiled() -> bool:
 def in_one_piece(function: Callable) -> Callable:
     """Returns the function to be compiled as one piece, by an XLA that is given `OPTIONS`.
 
-    It returns one result more, which nobody needs but XLA: see `_of_each`. What holds other operations is left as it is.
+    It returns one result more, which nobody needs but XLA: see `_of_each`. What has other operations is left as it is.
     """
 
     def run(*args: Any) -> tuple:
