@@ -24,6 +24,10 @@ from kohort.engine import State
 from kohort.programs import Programs
 from kohort.vary import Kind, VariedPrograms, set_values
 
+# How members begin is computed in a moment, by many operations, each of which rounds as it does alone: XLA would take
+# longer to make them fast than a small network trains.
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}
+
 
 def generator_states() -> tuple:
     """Returns the states of Python's and NumPy's global generators, to be compared."""
@@ -66,7 +70,8 @@ class Template:
             )
         keras_parts.compile_like(self.network, model)
         self.programs = VariedPrograms(self.network, paths) if paths else Programs(self.network)
-        self._initial = jax.jit(jax.vmap(rounding.op_by_op(self._begin)))
+        options = QUICKLY_COMPILED if jax.default_backend() == "cpu" else None
+        self._initial = jax.jit(jax.vmap(rounding.op_by_op(self._begin)), compiler_options=options)
         self._built_with: Any = None
         self._others: dict[Any, Template] = {}
 

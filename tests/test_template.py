@@ -7,6 +7,7 @@ from keras import layers
 from oracle import by_keras, differences
 
 import kohort
+from kohort.template import Template
 
 RNG = np.random.default_rng(5)
 POINTS = RNG.normal(size=(40, 2)).astype("float32")
@@ -94,3 +95,23 @@ def test_each_cohort_has_the_metric_that_its_own_targets_choose():
         recipe(theirs)
         for metric, column in by_keras(theirs, x=POINTS, y=y, **FIT).history.items():
             np.testing.assert_array_equal(np.float32(column), ours[metric][0], err_msg=metric)
+
+
+NAMED = ["glorot_normal", "he_uniform", "lecun_normal", "orthogonal", "random_uniform", "truncated_normal"]
+SET = [keras.initializers.RandomNormal(0.1, 3.0), keras.initializers.VarianceScaling(2.0, "fan_avg", "uniform")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("initializer", [*NAMED, *SET], ids=str)
+def test_large_layers_begin_as_by_keras_bit_for_bit(initializer):
+    """The program of all members is compiled in another way than Keras's: vectors must hold what scalars do."""
+    model = keras.Sequential([keras.Input((33,)), layers.Dense(257, kernel_initializer=initializer)])
+    model.compile("sgd", "mse")
+    seeds = (0, 7, 2**32 - 1)
+    state = Template(model).initial(seeds, {})
+    for lane, seed in enumerate(seeds):
+        keras.utils.set_random_seed(seed)
+        theirs = keras.models.clone_model(model).variables
+        assert (
+            differences([np.asarray(v) for v in theirs], [np.asarray(v[lane]) for v in state.trainable_variables]) == []
+        )
