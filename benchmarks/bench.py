@@ -358,7 +358,7 @@ def many_rows(settings: Settings) -> Iterator[Row]:
     rates = (
         tuple(each._replace(problem=quick(each.problem)) for each in many.RATES) if settings is QUICK else many.RATES
     )
-    return figure_rows(many.rows(measured, settings.sizes, rates))
+    return figure_rows(many.rows(measured, Process, settings.sizes, rates))
 
 
 def study_rows(settings: Settings) -> Iterator[Row]:

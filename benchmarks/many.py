@@ -5,7 +5,6 @@ In come the benchmark's problems; out go rows of the first table. The figures th
 
 import os
 import resource
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -26,7 +25,15 @@ RATES = (
     Rate(MOONS._replace(hidden=(8, 8), metrics=(), members=1024), 1000),
     Rate(MOONS._replace(metrics=(), members=256), 200),
 )
-LEAST_SECOND_CORE, LEAST_SWEEP, MOST_MEBIBYTES = 1.7, 50, 1.5e9 / 2**20
+LEAST_SECOND_CORE, LEAST_SWEEP, MOST_MEBIBYTES, MOST_DRAWING_PERCENT = 1.7, 50, 1.5e9 / 2**20, 10
+
+
+class Turn(NamedTuple):
+    """Members per second in one turn."""
+
+    alone: float  # one process on one core
+    apart: float  # two processes, each on a core of its own: what the machine has to give
+    both: float  # one process on two cores
 
 
 class Sizes(NamedTuple):
@@ -51,6 +58,7 @@ class Sweep(NamedTuple):
 
 
 SECONDS_OF_A_TURN = 1
+DRAWN_TOGETHER = 56  # members, as in a block
 LOOPED = 5  # so many of the members are trained in a loop
 
 QUICK = Sizes(turns=1, many=64, folds=2, rates=2, seeds=1, epochs=1)
@@ -59,20 +67,40 @@ QUICK = Sizes(turns=1, many=64, folds=2, rates=2, seeds=1, epochs=1)
 # --- in processes of their own ----------------------------------------------------------------------------------------
 
 
-def rate(pipe: Any, problem: Problem, cores: int, turns: int) -> None:
-    """Sends the members per second of several turns on so many cores, warm; their initialisation counts.
+def rate(pipe: Any, problem: Problem, cores: set[int]) -> None:
+    """Sends the members per second on these cores, warm, each time that it is asked to; their initialisation counts.
 
     A turn is as many fits as take about a second: a single one of 0.1 s depends on what else the machine does.
     """
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    os.sched_setaffinity(0, cores)
     once = contenders.cohort_fit(problem, exact=False)
     once(problem.epochs)
     fits = max(1, round(SECONDS_OF_A_TURN / once(problem.epochs).seconds))
+    pipe.send("warm")
+    while True:
+        pipe.recv()
+        pipe.send(fits * problem.members / sum(once(problem.epochs).seconds for _ in range(fits)))
 
-    def turn() -> float:
-        return fits * problem.members / sum(once(problem.epochs).seconds for _ in range(fits))
 
-    pipe.send([turn() for _ in range(turns)])
+def permutations(pipe: Any, problem: Problem, turns: int) -> None:
+    """Sends what the orders of all batches take on one core, as percents of the training that they are drawn for."""
+    import numpy as np
+
+    from kohort.generators import MemberGenerators
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    once = contenders.cohort_fit(problem, exact=False)
+    once(problem.epochs)
+    generators = MemberGenerators(range(problem.members))
+    after = generators.like()
+    room = np.zeros((DRAWN_TOGETHER, problem.epochs, problem.rows), np.min_scalar_type(problem.rows))
+
+    def drawn() -> None:
+        for first in range(0, problem.members, DRAWN_TOGETHER):
+            members = np.arange(first, min(first + DRAWN_TOGETHER, problem.members))
+            generators.draw(after, members, problem.epochs, room, members - first)
+
+    pipe.send([100 * seconds_of(drawn) / once(problem.epochs).seconds for _ in range(turns)])
 
 
 def peak(pipe: Any, problem: Problem) -> None:
@@ -144,19 +172,46 @@ def seconds_of(function: Callable[[], Any]) -> float:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def rows(measured: Callable[..., Any], sizes: Sizes, problems: tuple[Rate, ...] = RATES) -> Iterator[tuple]:
+def turns_of(begin: Callable[..., Any], problem: Problem, turns: int) -> list[Turn]:
+    """Measures on one core and on two by turns, so that both see the same machine."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    first, second, both = (begin("rate", rate, problem, own) for own in ({cores[0]}, {cores[-1]}, set(cores)))
+    for process in (first, second, both):
+        process.receive()
+
+    def turn(*processes: Any) -> float:
+        for process in processes:
+            process.pipe.send("go")
+        return sum(process.receive() for process in processes)
+
+    found = [Turn(turn(first), turn(first, second), turn(both)) for _ in range(turns)]
+    for process in (first, second, both):
+        process.close()
+    return found
+
+
+def rows(
+    measured: Callable[..., Any], begin: Callable[..., Any], sizes: Sizes, problems: tuple[Rate, ...] = RATES
+) -> Iterator[tuple]:
     """Gives what the columns of the first table hold: case, measured, against, numbers, unit, least or most.
 
     Args:
         measured: Runs one of the functions above in a process of its own and returns what it sends.
+        begin: Begins such a process, and returns it.
         sizes: How thoroughly to measure.
         problems: The cohorts whose rates are measured.
     """
     for problem, least in problems:
-        alone, both = (measured(rate, problem, cores, sizes.turns) for cores in (1, 2))
-        yield problem, "Cohort.fit, two cores", "–", both, "members/s", least or None
-        ratio = [statistics.median(both) / statistics.median(alone)]
-        yield problem, "Cohort.fit, two cores", "one core", ratio, "times", LEAST_SECOND_CORE
+        found = turns_of(begin, problem, sizes.turns)
+        yield problem, "Cohort.fit, two cores", "–", [turn.both for turn in found], "members/s", least or None
+        ratios = [turn.both / turn.alone for turn in found]
+        yield problem, "Cohort.fit, two cores", "one core", ratios, "times", LEAST_SECOND_CORE
+        ratios = [turn.apart / turn.alone for turn in found]
+        yield problem, "two processes of one core each, together", "one core", ratios, "times", None
+        if problem.batch_size < problem.rows:
+            percents = measured(permutations, problem, sizes.turns)
+            what = "NumPy's permutations for all its members, on one core"
+            yield problem, what, "all of Cohort.fit on one core", percents, "%", -MOST_DRAWING_PERCENT
     many = problems[0].problem._replace(members=sizes.many)
     per_second, mebibytes = measured(peak, many)
     yield many, "Cohort.fit, two cores", "–", [per_second], "members/s", problems[0].least or None

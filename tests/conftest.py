@@ -28,7 +28,7 @@ import pytest
 # beartype looks at one item of a list, drawn with the global generator. It gets a generator of its
 # own here, or a check of kohort's annotations would count as a draw that kohort makes.
 beartype_code.getrandbits = random.Random(0).getrandbits
-jaxtyping.install_import_hook("kohort", "beartype.beartype")
+jaxtyping.install_import_hook("kohort", "typechecker.of_modules_and_classes")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in the background
 pytest.register_assert_rewrite("oracle")  # so that its assertions, too, show what differs
 
