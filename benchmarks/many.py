@@ -57,7 +57,7 @@ class Sweep(NamedTuple):
     first: float  # all members as the first cohort of the process
 
 
-SECONDS_OF_A_TURN = 1
+SECONDS_OF_A_TURN, LIMIT_SECONDS = 1, 900
 DRAWN_TOGETHER = 56  # members, as in a block
 LOOPED = 5  # so many of the members are trained in a loop
 
@@ -175,17 +175,19 @@ def seconds_of(function: Callable[[], Any]) -> float:
 def turns_of(begin: Callable[..., Any], problem: Problem, turns: int) -> list[Turn]:
     """Measures on one core and on two by turns, so that both see the same machine."""
     cores = sorted(os.sched_getaffinity(0))[:2]
-    first, second, both = (begin("rate", rate, problem, own) for own in ({cores[0]}, {cores[-1]}, set(cores)))
-    for process in (first, second, both):
-        process.receive()
+    processes = []
+    for own in ({cores[0]}, {cores[-1]}, set(cores)):
+        processes.append(begin(f"rate on {len(own)} core(s)", rate, problem, own))
+        processes[-1].receive(LIMIT_SECONDS)  # warm, before the next one begins
+    first, second, both = processes
 
-    def turn(*processes: Any) -> float:
-        for process in processes:
+    def turn(*asked: Any) -> float:
+        for process in asked:
             process.pipe.send("go")
-        return sum(process.receive() for process in processes)
+        return sum(process.receive(LIMIT_SECONDS) for process in asked)
 
     found = [Turn(turn(first), turn(first, second), turn(both)) for _ in range(turns)]
-    for process in (first, second, both):
+    for process in processes:
         process.close()
     return found
 

@@ -4,7 +4,7 @@ In come blocks as the store holds them; out come the members of a trial as one h
 The room exists because members of a trial are trained in several blocks, side by side and one after the other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,22 +47,45 @@ def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents],
     stopped, reached = np.full(len(seeds), -1), np.array([blocks[last[seed]].epochs for seed in seeds])
     for block in blocks:
         arrays = read(block).arrays
-        rows, numbers = np.array([row_of[seed] for seed in arrays["seeds"].tolist()]), arrays["epoch"]
+        _check_follows(block, arrays, seen)
+        rows, numbers = np.array([row_of[seed] for seed in block.seeds]), arrays["epoch"]
+        seen = max(seen, int(numbers[-1]) + 1)
         for name, values in arrays.items():
             if name.startswith(HISTORY):
-                full = metrics.setdefault(name.removeprefix(HISTORY), _room(values, len(seeds), epochs))
+                full = _room(metrics.get(name), values, len(seeds), seen)
                 full[rows[:, None], numbers] = values
+                metrics[name] = full
         stopped[rows] = np.maximum(stopped[rows], arrays["stopped_epoch"])
-        seen = max(seen, int(numbers[-1]) + 1)
     stopped = np.where(
         (stopped < 0) & (reached < max(asked, epochs)), reached - 1, stopped
     )  # nobody went on with these
-    kept = {name: metrics[name][:, :seen] for name in sorted(metrics)}
+    kept = {name.removeprefix(HISTORY): metrics[name][:, :seen] for name in sorted(metrics)}
     return CohortHistory(kept, seeds, list(range(seen)), stopped)
 
 
-def _room(values: np.ndarray, members: int, epochs: int) -> np.ndarray:
-    return np.full((members, epochs, *values.shape[2:]), np.nan, np.result_type(values.dtype, np.float16))
+def _check_follows(block: BlockRow, arrays: Mapping[str, np.ndarray], seen: int) -> None:
+    """Raises unless a block goes on where another ended: one from elsewhere may claim any number of epochs."""
+    numbers = arrays["epoch"]
+    shape = len(block.seeds), len(numbers)
+    is_right = block.first_epoch <= seen and 0 < len(numbers) <= block.epochs - block.first_epoch
+    is_right = is_right and np.array_equal(numbers, block.first_epoch + np.arange(len(numbers)))
+    is_right = is_right and arrays["seeds"].tolist() == list(block.seeds)
+    if not is_right or any(of.shape[:2] != shape for name, of in arrays.items() if name.startswith(HISTORY)):
+        raise ValueError(
+            "`path` must be a study whose blocks go on where others end. Received: a block of epochs "
+            f"{block.first_epoch} to {block.epochs} where {seen} are known, or with arrays of other epochs or seeds. "
+            "Take another copy of the study."
+        )
+
+
+def _room(full: np.ndarray | None, values: np.ndarray, members: int, epochs: int) -> np.ndarray:
+    """Returns room for so many epochs, with what is known of them: no more than have been recorded."""
+    if full is not None and full.shape[1] >= epochs:
+        return full
+    room = np.full((members, epochs, *values.shape[2:]), np.nan, np.result_type(values.dtype, np.float16))
+    if full is not None:
+        room[:, : full.shape[1]] = full
+    return room
 
 
 def joined(pairs: Pairs, history: CohortHistory) -> Contents:

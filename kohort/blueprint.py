@@ -71,6 +71,7 @@ def described(model: keras.Model, refusal: Callable[[keras.Model, str, str], Val
     return {
         "model": serialised,
         "compiled": compiled,
+        "loss_arguments": keras_parts.loss_arguments(model),
         "trainable": keras_parts.trainability(model),
         "metric_names": keras_parts.metric_names(model),
         "floatx": keras.config.floatx(),
@@ -85,6 +86,8 @@ def rebuilt(description: dict) -> keras.Model:
     model = keras.saving.deserialize_keras_object(description["model"])
     keras_parts.set_trainability(model, description["trainable"])
     model.compile_from_config(description["compiled"])
+    if "loss_arguments" in description:  # earlier files hold none
+        keras_parts.set_loss_arguments(model, description["loss_arguments"])
     return model
 
 

@@ -18,7 +18,7 @@ from kohort.cohort_callbacks import Listeners, check_cohort_callbacks
 from kohort.data import inputs, inputs_of_share, pass_cut, samples
 from kohort.ensemble import Aggregate, aggregated, check_aggregate
 from kohort.fit import check_model
-from kohort.folds import HeldOut, Split, check_beside_folds, own_weights, shares_of, splits_of
+from kohort.folds import HeldOut, Split, check_beside_folds, own_weights, shares_of, sizes_of, splits_of
 from kohort.history import CohortHistory
 from kohort.members import Members, Settings, members_of
 from kohort.membership import (
@@ -245,7 +245,7 @@ class Cohort(Results):
         splits = None if folds is None else splits_of(network, folds, x, y, groups)
         members = self._members
         if members.trained is None:  # as long as none is trained, each is made as many as there are folds
-            members = self._without_folds.crossed_with(splits) if splits else self._without_folds
+            members = self._without_folds.crossed_with(sizes_of(splits)) if splits else self._without_folds
         members.check_folds(splits, folds)
         listed = check_cohort_callbacks(callbacks, network)
         data = inputs(network, x, y, sample_weight if weights is None else weights[0], validation_data, recipe)

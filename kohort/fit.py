@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kohort import keras_callbacks, keras_internals, python_code, remote
+from kohort import keras_callbacks, keras_internals, keras_parts, python_code, remote
 from kohort.checks import Recipe, check_data, check_recipe, received
 from kohort.report import COMPILED, KERAS, recorded
 from kohort.stream import epochs_of
@@ -230,6 +230,9 @@ def why_fall_back(model: keras.Model, request: Request, inside_fit: bool = False
     leaves = keras.tree.flatten(request[:4])
     if any(keras_internals.is_sparse(leaf) for leaf in leaves):
         return "an array is sparse"
+    layer = keras_parts.layer_with_metrics(model)
+    if layer is not None:
+        return f"the layer {layer.name!r} updates a metric of its own, which Keras does not train on JAX"
     return (
         keras_internals.why_keras_must_run(model) or _callback_reason(model, request) or _python_reason(model, request)
     )

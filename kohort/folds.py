@@ -33,6 +33,11 @@ class Shares(NamedTuple):
 Split = tuple[np.ndarray, np.ndarray]  # the rows to train on, and those to validate on
 
 
+def sizes_of(splits: list[Split]) -> list[tuple[int, ...]]:
+    """Returns how many rows each fold trains and validates on."""
+    return [tuple(map(len, split)) for split in splits]
+
+
 # --- folds ------------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,10 @@ from jaxtyping import Int, UInt32
 
 # Datasets up to this many rows have all their permutations in a table (6! = 720 of them).
 TABLE_ROWS = 6
+# Row numbers that a member may owe, as a file says: hours of drawing.
+MOST_OWED = 10**12
+# So many of them are drawn at a time.
+OWED_AT_ONCE = 2**22
 
 
 def permutations(generator: Any, rows: int, count: int) -> np.ndarray:
@@ -141,7 +145,8 @@ class MemberGenerators:
                 if self._states is None:
                     generator.seed(seed)
                 for rows, times in owed:
-                    permutations(generator, rows, int(times[member]))
+                    for begin in range(0, int(times[member]), at_once := max(1, OWED_AT_ONCE // max(1, rows))):
+                        permutations(generator, rows, min(at_once, int(times[member]) - begin))
         return states
 
     def owing(self, rows: int, count: int | np.ndarray) -> "MemberGenerators":
@@ -166,7 +171,16 @@ class MemberGenerators:
 
     @classmethod
     def restored(cls, seeds: Sequence[int], states: np.ndarray | None, owed: tuple[Owed, ...]) -> "MemberGenerators":
-        """Returns the generators of which `kept` told all this."""
+        """Returns the generators of which `kept` told all this.
+
+        Raises:
+            ValueError: If there are no such generators: their memory is read by C, or what is owed is never drawn.
+        """
+        are_states = states is None or (states.dtype == np.uint32 and states.shape == (len(seeds), 625))
+        if not are_states or (states is not None and (states[:, 624] > 624).any()):
+            raise ValueError("The states of NumPy's generators are none.")
+        if any(not 0 <= rows * int(np.max(times)) <= MOST_OWED or np.min(times) < 0 for rows, times in owed):
+            raise ValueError("Generators owe more than anybody draws.")
         return cls(seeds)._with(states, owed)
 
     def draw(

@@ -130,6 +130,28 @@ def functions_of(model: keras.Model) -> dict[str, Callable]:
     return {function.__name__: function for function in functions if not function.__module__.startswith("keras.")}
 
 
+def loss_arguments(model: keras.Model) -> list[dict[str, Any]]:
+    """Returns the plain values with which each loss was made: Keras's configuration of `Huber` lacks its delta."""
+    plain = str | bool | int | float | None
+    return [{k: v for k, v in _arguments(loss).items() if isinstance(v, plain)} for loss in _losses(model)]
+
+
+def set_loss_arguments(model: keras.Model, arguments: list[dict[str, Any]]) -> None:
+    """Sets what `loss_arguments` told of a model in one that was made from its configuration."""
+    for loss, own in zip(_losses(model), arguments, strict=True):
+        _arguments(loss).update(own)
+
+
+def _losses(model: keras.Model) -> list[keras.losses.Loss]:
+    return [part for part in tree.flatten(compile_options(model)["loss"]) if isinstance(part, keras.losses.Loss)]
+
+
+def layer_with_metrics(model: keras.Model) -> keras.layers.Layer | None:
+    """Returns the first layer, and no model, that holds metrics, which it updates itself when it is called."""
+    layers = (layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model))
+    return next((layer for layer in layers if layer.metrics_variables), None)
+
+
 @contextmanager
 def fresh_names() -> Iterator[None]:
     """Lets Keras number names from the beginning inside the block, so that what is built twice is named alike."""

@@ -76,6 +76,7 @@ class Members:
         self._lots = [(kind, lot) for (kind, _), lot in together.items()]
         self.trained: Trained | None = None
         self.single: Members | None = None  # of members that stand once for each fold: each of them once
+        self.fold_sizes: list[tuple[int, ...]] = []  # likewise: how many rows each fold trains and validates on
         self._take(self._cut([WIDEST] * len(templates)))
 
     def _cut(self, widths: list[int]) -> list[Block]:
@@ -123,12 +124,11 @@ class Members:
                     moved[number] = jax.tree.map(lambda a, lanes=lanes: a[lanes], joined)
         return [moved[number] for number in range(len(moved))]
 
-    def crossed_with(self, splits: list[Split]) -> "Members":
-        """Returns members of which each stands once for each fold."""
-        roster = self.roster.crossed_with_folds(len(splits))
-        sizes = [tuple(map(len, split)) for split in splits]
-        crossed = Members(self.templates, roster, self.settings, sizes * len(self.seeds))
-        crossed.single = self
+    def crossed_with(self, fold_sizes: list[tuple[int, ...]]) -> "Members":
+        """Returns members of which each stands once for each fold, given the rows of these to train and validate on."""
+        roster = self.roster.crossed_with_folds(len(fold_sizes))
+        crossed = Members(self.templates, roster, self.settings, fold_sizes * len(self.seeds))
+        crossed.single, crossed.fold_sizes = self, fold_sizes
         return crossed
 
     def check_folds(self, splits: list[Split] | None, folds: Any) -> None:

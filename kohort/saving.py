@@ -10,6 +10,7 @@ import copy
 import functools
 import operator
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def save(path: Any, members: Members, trained: Trained, held_out: HeldOut) -> No
 def _own_of(members: Members, held_out: HeldOut) -> Contents:
     """Returns what is each member's own beside its seed: values and rows."""
     varied, (splits, shares) = members.roster.varied, held_out
-    about = {"varied": list(varied), "folds": len(splits or ()), "rows": shares.rows}
+    about = {"varied": list(varied), "fold_sizes": members.fold_sizes, "splits": len(splits or ()), "rows": shares.rows}
     arrays = {f"varied/{i}": column for i, column in enumerate(varied.values())}
     for fold, split in enumerate(splits or ()):
         arrays |= {f"fold/{fold}/{part}": rows for part, rows in zip(PARTS, split, strict=True)}
@@ -189,7 +190,7 @@ def checked(place: str, contents: Contents, custom_objects: Mapping[str, Any] | 
         _check_parts(place, [about["model"], about["compiled"]], customs)
         _check_sizes(place, contents)
         held_out = _held_out(contents)
-        members = _members(contents, held_out)
+        members = _members(contents)
         _check_shapes(place, contents, members)
         members.trained = _trained(contents, members)
         return Kept(members, held_out)
@@ -206,7 +207,7 @@ def _refusals(path: str) -> Iterator[None]:
         yield
     except _Refusal as error:
         raise ValueError(str(error)) from None
-    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, re.error) as error:
         received = f"from which no model can be built ({' '.join(str(error).split())[:120]})"
         raise ValueError(str(_refused(path, received, "Load it under the versions that saved it"))) from error
 
@@ -290,18 +291,19 @@ def _other_arrays(path: Any) -> _Refusal:
     return _refused(path, received, "Load it under the versions that saved it")
 
 
-def _members(contents: Contents, held_out: HeldOut) -> Members:
+def _members(contents: Contents) -> Members:
     """Makes the members of the file, as they begin."""
     about, arrays = contents
     mapping = about.get("mapping")  # earlier files hold none
     mapping = mapping if mapping in MAPPINGS and not about["exact"] else "auto"
-    once = slice(None, None, len(held_out.splits or [None]))  # those that stand once for each fold, once
+    fold_sizes = [(int(training), int(validation)) for training, validation in about.get("fold_sizes", ())]
+    once = slice(None, None, len(fold_sizes) or 1)  # those that stand once for each fold, once
     seeds, model = tuple(arrays["seeds"][once].tolist()), _built(about)
     check_seeds(dict.fromkeys(seeds) if about.get("varied") else seeds)
     varied = {str(name): arrays[f"varied/{i}"][once] for i, name in enumerate(about.get("varied", ()))}
     varied = check_vary(model, varied or None, len(seeds), grid=False)
     members = members_of(model, seeds, varied, Settings(bool(about["exact"]), mapping))
-    members = members.crossed_with(held_out.splits) if held_out.splits else members
+    members = members.crossed_with(fold_sizes) if fold_sizes else members
     members.templates = [t.built_like(_batch(contents), about["metric_names"]) for t in members.templates]
     return members
 
@@ -319,6 +321,7 @@ def _check_shapes(path: Any, contents: Contents, members: Members) -> None:
     logs = [arrays[f"history/{name}"].shape[:2] == (count, epochs) for name in about["metrics"]]
     generators = arrays.get("generators", np.empty((count, 625)))
     lengths = generators.shape == (count, 625) and arrays["stopped_epoch"].shape == (count,)
+    lengths = lengths and all(np.shape(times) in ((), (count,)) for _, times in about["owed"])
     if not all([*varied, *logs, lengths, roster.seeds == tuple(arrays["seeds"].tolist())]):
         raise _other_arrays(path)
 
@@ -338,12 +341,16 @@ def _held_out(contents: Contents) -> HeldOut:
     """Returns which rows the members have not trained on."""
     about, arrays = contents
     members, rows = len(arrays["seeds"]), int(about.get("rows", 0))
-    if about.get("folds"):
-        folds = range(int(about["folds"]))  # as somebody says: there may be no arrays for them
+    if about.get("splits"):
+        folds = range(int(about["splits"]))  # as somebody says: there may be no arrays for them
         splits = [checked_split([arrays[f"fold/{fold}/{part}"] for part in PARTS], rows) for fold in folds]
+        if len(splits) != len(about["fold_sizes"]):
+            raise ValueError("There are other folds than members.")
         return HeldOut(splits, shares_of_folds(splits, members, rows))
-    drawn = [checked_split((own, own), rows)[0] for own in arrays["bootstrap"]] if "bootstrap" in arrays else None
-    if len(drawn or arrays["seeds"]) != members:
+    if "bootstrap" not in arrays:
+        return HeldOut(None, Shares(rows=rows))
+    drawn = [checked_split((own, own), rows)[0] for own in arrays["bootstrap"]]
+    if len(drawn) != members:
         raise ValueError("There are other rows than members.")
     return HeldOut(None, Shares(drawn, rows=rows))
 

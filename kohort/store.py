@@ -23,6 +23,12 @@ from kohort import files
 from kohort.files import Contents
 
 INDEX, BLOCKS, LOCK, WRITER = "index.sqlite", "blocks", "writer.lock", "writer.json"
+JOURNALS = f"{INDEX}-journal", f"{LOCK}-journal"
+# How a journal of SQLite ends that names another file, one which SQLite removes when it has undone what the journal
+# says. kohort's transactions are of one database, and never name one.
+NAMES_ANOTHER_FILE = bytes.fromhex("d9d505f920a163d7")
+# What a killed writer leaves among the blocks.
+LEFT = re.compile(r"[0-9a-f]{64}\.safetensors|\..*\.part")
 APPLICATION = 0x6B6F686F  # in the head of the index: "koho"
 KIND, VERSION = "block", 1  # of the files
 # What a reader takes in at most: a study from elsewhere may claim anything.
@@ -93,7 +99,7 @@ class Store:
 
     def _holds_other_things(self) -> bool:
         """Says whether anything is there but what one leaves who was killed before there was an index."""
-        left = {BLOCKS, LOCK, WRITER, f"{LOCK}-journal", f"{INDEX}-journal"}
+        left = {BLOCKS, LOCK, WRITER, *JOURNALS}
         blocks = self.folder / BLOCKS
         return any(each.name not in left for each in self.folder.iterdir()) or (
             blocks.exists() and (not blocks.is_dir() or any(blocks.iterdir()))
@@ -183,6 +189,7 @@ class Store:
             ValueError: If the index is damaged, is not kohort's, or of a newer version.
         """
         with self._explained():
+            self._check_own()
             (self.folder / BLOCKS).mkdir(parents=True, exist_ok=True)
         with self._locked(), self._connected(write=True) as connection:
             self._migrate(connection)
@@ -207,6 +214,7 @@ class Store:
     def _connected(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         path = self.folder / INDEX
         with self._explained():
+            self._check_own()
             if path.exists() and path.stat().st_size > MOST_INDEX_BYTES:
                 raise self._damaged(f"it is larger than {MOST_INDEX_BYTES} bytes")
             # Also for reading it is opened to be written, where that is allowed: what a killed writer left has to be
@@ -223,6 +231,18 @@ class Store:
             yield connection
         finally:
             connection.close()
+
+    def _check_own(self) -> None:
+        """Raises if something in the folder would have files elsewhere changed or removed: it may be a stranger's."""
+        for name in (INDEX, BLOCKS, LOCK, WRITER, *JOURNALS):
+            if (self.folder / name).is_symlink():
+                step = "Take another copy of the study; to keep it elsewhere, link to its whole folder"
+                raise self._refused(f"in which {name} is a link", step)
+        for name in JOURNALS:
+            with contextlib.suppress(FileNotFoundError), open(self.folder / name, "rb") as journal:
+                journal.seek(-min(len(NAMES_ANOTHER_FILE), os.fstat(journal.fileno()).st_size), os.SEEK_END)
+                if journal.read() == NAMES_ANOTHER_FILE:
+                    raise self._damaged("its journal names another file")
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Returns the version of the index, 0 if it is empty, once it is known to be one of kohort's."""
@@ -252,7 +272,7 @@ class Store:
         """Removes the files that a killed writer left without a row."""
         known = {self.file(block) for block in records.blocks}
         for path in (self.folder / BLOCKS).iterdir():
-            if path not in known:
+            if path not in known and LEFT.fullmatch(path.name):
                 with self._explained():
                     path.unlink()
 

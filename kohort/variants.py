@@ -103,6 +103,8 @@ def number_path(description: dict, path: tuple) -> str | None:
     match path:
         case ("compiled", ("optimizer" | "loss") as first, "config", *rest):
             pass
+        case ("loss_arguments", 0, *rest) if len(description["loss_arguments"]) == 1:
+            first = "loss"
         case ("model", "config", "layers", place, "config", *rest):
             first = description["model"]["config"]["layers"][place]["config"]["name"]
         case _:

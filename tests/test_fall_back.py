@@ -71,6 +71,45 @@ def test_a_sparse_array():
 # Models.
 
 
+class Counted(layers.Layer):
+    """Updates a metric of its own when it is called, which Keras cannot train on JAX: it raises a TypeError."""
+
+    def __init__(self):
+        super().__init__(name="counted")
+        self.mean = keras.metrics.Mean(name="mean")
+
+    def call(self, x):
+        self.mean.update_state(1.0)
+        return x
+
+
+def test_a_layer_with_a_metric_of_its_own():
+    def counted():
+        model = keras.Sequential([keras.Input((3,)), Counted(), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    with pytest.raises(TypeError, match="not callable") as theirs:
+        counted().fit(**FIT, verbose=0)
+    with (
+        pytest.warns(kohort.FallBackWarning, match=r"because the layer 'counted' updates a metric of its own"),
+        pytest.raises(TypeError, match="not callable") as ours,
+    ):
+        kohort.fit(counted(), **FIT, verbose=0)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_a_model_with_metrics_inside_a_model_is_compiled():
+    def nested():
+        inner = keras.Sequential([keras.Input((3,)), layers.Dense(4)])
+        inner.compile("sgd", "mse", metrics=["mae"])
+        model = keras.Sequential([keras.Input((3,)), inner, layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    assert both(lambda: FIT, nested) == COMPILED
+
+
 def test_run_eagerly():
     """As with `jit_compile=False`: what is Keras's own alone runs compiled."""
     reasons = both(lambda: FIT | {"epochs": 1}, lambda: build(run_eagerly=True, weighted_metrics=[own_error]))

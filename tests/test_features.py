@@ -137,7 +137,7 @@ def test_stateful_recurrence():
 
 
 class Penalised(layers.Layer):
-    """Adds a loss. (Keras 3 has no `add_metric`, and on JAX it trains no layer that updates a metric in `call`.)"""
+    """Adds a loss. Keras 3 refuses `add_metric`; for what it advises instead see tests/test_fall_back.py."""
 
     def call(self, x):
         self.add_loss(0.1 * ops.mean(ops.square(x)))

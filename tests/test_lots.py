@@ -170,20 +170,11 @@ def test_the_best_and_an_ensemble_of_members_that_share_seeds(swept):
     np.testing.assert_allclose(swept.predict(X, aggregate="mean"), swept.predict(X).mean(axis=0), rtol=1e-5)
 
 
-def test_what_needs_seeds_that_name_members(swept, tmp_path):
+def test_what_needs_seeds_that_name_members(swept):
     with refused(ValueError, r"`best_seed` .* Received: a cohort of 4 members with 2 seeds", swept):
         swept.best_seed()
     with refused(ValueError, r"`compare` .* Received: .*, of 2 seeds\. ", swept):
         swept.compare(swept, loss=0.1)
-    with refused(
-        ValueError, r"`cohort\.save` .* Received: members that differ by 'optimizer\.learning_rate', too", swept
-    ):
-        swept.save(tmp_path / "swept.kohort")
-    assert not list(tmp_path.iterdir())
-    folded = kohort.Cohort(build(), 2)
-    folded.fit(X, Y, verbose=0, folds=2)
-    with refused(ValueError, r"`cohort\.save` .* Received: members that differ by 'fold', too", folded):
-        folded.save(tmp_path / "folded.kohort")
 
 
 @pytest.mark.parametrize("make", [stops, list, scheduled])

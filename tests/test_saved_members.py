@@ -87,6 +87,31 @@ def test_a_cohort_of_seeds_holds_nothing_held_out(tmp_path):
         kohort.Cohort.load(tmp_path / "a.kohort").predict_out_of_fold(X)
 
 
+def test_members_that_were_made_for_folds_stay_so(tmp_path):
+    cohort = kohort.Cohort(network(), [7, 3])
+    cohort.fit(X, Y, folds=3, verbose=0)
+    cohort.fit(X, Y, verbose=0, bootstrap=True)
+    cohort.save(tmp_path / "a.kohort")
+    loaded = kohort.Cohort.load(tmp_path / "a.kohort")
+
+    assert loaded.parameters["fold"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert differences(left(cohort), left(loaded)) == []
+    np.testing.assert_array_equal(cohort.predict_out_of_fold(X), loaded.predict_out_of_fold(X))
+    for each in (cohort, loaded):
+        each.fit(X, Y, folds=3, verbose=0)
+    assert differences(left(cohort), left(loaded)) == []
+
+
+def test_what_keras_leaves_out_of_a_configuration_is_kept(tmp_path):
+    model = network()
+    model.compile("sgd", keras.losses.Huber(0.05))
+    cohort = kohort.Cohort(model, 2)
+    cohort.fit(X, Y, verbose=0)
+    cohort.save(tmp_path / "a.kohort")
+    loaded = kohort.Cohort.load(tmp_path / "a.kohort")
+    assert differences(cohort.evaluate(X, Y), loaded.evaluate(X, Y)) == []
+
+
 def test_a_file_of_version_1_is_read(tmp_path):
     """It holds nothing of values and rows."""
     cohort = kohort.Cohort(network(), 2)
@@ -139,11 +164,35 @@ def negative_rows(about, arrays):
 
 
 def another_number_of_folds(about, arrays):
-    about["folds"] = 2
+    about["splits"] = 2
 
 
 def more_folds(about, arrays):
-    about["folds"] = 10**12
+    about["splits"] = 10**12
+
+
+def other_sizes(about, arrays):
+    about["fold_sizes"] = about["fold_sizes"][:2]
+
+
+def no_rows_of_members(about, arrays):
+    about["splits"], arrays["bootstrap"] = 0, np.zeros((0, 23), np.uint8)
+
+
+def bytes_as_generators(about, arrays):
+    arrays["generators"] = arrays["generators"].astype("uint8")
+
+
+def a_position_beyond(about, arrays):
+    arrays["generators"] = np.where(np.arange(625) == 624, 2**31 - 1, arrays["generators"]).astype("uint32")
+
+
+def debts_without_end(about, arrays):
+    about["owed"] = [[24, 10**13]]
+
+
+def no_pattern(about, arrays):
+    about["decay_exclusions"] = {"weights": [False] * 4, "pattern": "("}
 
 
 def values_that_differ_between_folds(about, arrays):
@@ -152,7 +201,8 @@ def values_that_differ_between_folds(about, arrays):
 
 CHANGES = [
     other_path, path_beyond_numbers, fewer_values, values_that_are_none, another_kind, rows_beyond, negative_rows,
-    another_number_of_folds, more_folds, values_that_differ_between_folds,
+    another_number_of_folds, more_folds, values_that_differ_between_folds, other_sizes, no_rows_of_members,
+    bytes_as_generators, a_position_beyond, debts_without_end, no_pattern,
 ]  # fmt: skip
 
 

@@ -160,6 +160,39 @@ def test_what_a_killed_writer_left_is_removed(study):
         assert not part.exists()
 
 
+@pytest.mark.parametrize("name", ["index.sqlite", "blocks", "writer.lock", "writer.json"])
+def test_a_link_to_another_place_is_refused(name, study, tmp_path):
+    """In a study of a stranger it could name any file, to be written, or a folder of which files are removed."""
+    other = tmp_path / "other"
+    if (study.folder / name).exists():
+        os.rename(study.folder / name, other)
+    else:
+        other.write_text("precious")
+    before = other.read_bytes() if other.is_file() else sorted(other.iterdir())
+    os.symlink(other, study.folder / name)
+    with pytest.raises(
+        ValueError, match=rf"`path` must be the folder of a study\. .* in which {name} is a link\. Take"
+    ):
+        study.writer().__enter__()
+    assert before == (other.read_bytes() if other.is_file() else sorted(other.iterdir()))
+
+
+@pytest.mark.parametrize("name", ["index.sqlite-journal", "writer.lock-journal"])
+def test_a_journal_that_names_another_file_is_refused(name, study):
+    """SQLite removes the file that it names."""
+    (study.folder / name).write_bytes(b"\0" * 512 + store.NAMES_ANOTHER_FILE)
+    for act in (study.records, lambda: study.writer().__enter__()):
+        with pytest.raises(ValueError, match=r"`path` must be a study whose index is whole\. .* names another file"):
+            act()
+
+
+def test_what_is_not_the_writers_is_not_removed(study):
+    other = study.folder / "blocks" / "notes.txt"
+    other.write_text("mine")
+    with study.writer():
+        assert other.exists()
+
+
 def test_a_file_without_its_row_is_no_block(study, monkeypatch):
     """Killed between the file and the row: the block is not there, and can be committed again."""
 

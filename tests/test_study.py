@@ -115,6 +115,25 @@ def test_trials_that_differ_in_numbers_share_a_program_and_differ_as_they_should
         assert next(layer.rate for layer in model.layers if isinstance(layer, layers.Dropout)) == dropout
 
 
+def test_trials_may_differ_in_what_keras_leaves_out_of_a_configuration(tmp_path, tasks):
+    """The delta of Huber's loss: its trials share a program, and differ."""
+
+    def with_delta(delta):
+        model = network()
+        model.compile("sgd", keras.losses.Huber(delta))
+        return model
+
+    study = kohort.Study(tmp_path / "a.kohort", with_delta, {"delta": [0.01, 5.0]}, seeds=3)
+    study.run(X, Y, epochs=3, verbose=0)
+    assert len(tasks) == 1
+    for delta in (0.01, 5.0):
+        cohort = kohort.Cohort(with_delta(delta), 3)
+        expected = cohort.fit(X, Y, epochs=3, verbose=0)["loss"]
+        own = study.trial(delta=delta)
+        np.testing.assert_allclose(own.history["loss"], expected, rtol=1e-5)
+        np.testing.assert_allclose(own.cohort().evaluate(X, Y)["loss"], cohort.evaluate(X, Y)["loss"], rtol=1e-5)
+
+
 def test_trials_of_other_shapes_or_without_dropout_have_programs_of_their_own(tmp_path, tasks):
     trained(tmp_path, {"hidden": [2, 3], "dropout": [0.0, 0.5], "learning_rate": [1e-3, 1e-2]}, 2, epochs=1)
 

@@ -7,7 +7,7 @@ from oracle import differences
 from test_study import X, Y, as_lists, left, trained
 
 import kohort
-from kohort import files
+from kohort import files, store
 
 pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
@@ -81,3 +81,28 @@ def test_a_parameter_that_is_named_like_a_column_keeps_its_own(tmp_path):
     assert frame["network.loss"].unique().tolist() == ["mse", "mae"]
     assert arrays["network.loss"].values.tolist() == ["mse", "mae"]
     assert arrays["loss"].shape == (2, 2, 1)
+
+
+def epochs_beyond(arrays):
+    arrays["epoch"] = arrays["epoch"] + 2**30
+
+
+def other_seeds(arrays):
+    arrays["seeds"] = arrays["seeds"][::-1]
+
+
+def fewer_curves(arrays):
+    arrays["history/loss"] = arrays["history/loss"][:1]
+
+
+@pytest.mark.parametrize("change", [epochs_beyond, other_seeds, fewer_curves])
+def test_a_block_of_other_epochs_or_seeds_is_no_result(change, tmp_path):
+    """A study from elsewhere may claim that it has been trained for ever: nothing is made for that many epochs."""
+    study = trained(tmp_path, {"hidden": [2]}, 4)
+    [path] = (tmp_path / "a.kohort" / "blocks").iterdir()
+    kept = files.read(path, store.KIND, store.VERSION)
+    arrays = dict(kept.arrays)
+    change(arrays)
+    files.write(path, store.KIND, store.VERSION, files.Contents(kept.about, arrays))
+    with pytest.raises(ValueError, match=r"`path` must be a study whose blocks go on where others end\. .* or seeds\."):
+        _ = study.trial().history
