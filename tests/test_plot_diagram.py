@@ -19,6 +19,20 @@ def convolutional():
     return keras.Model(inputs, [keras.layers.Dense(3, name="a")(flat), keras.layers.Dense(1, name="b")(flat)])
 
 
+def subclassed():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.drop, self.last = keras.layers.Dense(3), keras.layers.Dropout(0.5), keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.last(self.drop(self.hidden(x)))
+
+    model = Subclassed()
+    model(X)
+    return model
+
+
 # Units.
 
 
@@ -161,7 +175,7 @@ def test_other_networks_are_drawn_as_layers():
     assert overlaps(record.figure_) == []
 
 
-@pytest.mark.parametrize("kind", ["wide", "normalised", "two inputs", "nested", "images"])
+@pytest.mark.parametrize("kind", ["wide", "normalised", "two inputs", "nested", "images", "subclassed"])
 def test_what_is_drawn_as_layers(kind):
     two = [keras.Input((2,)), keras.Input((2,))]
     models = {
@@ -172,6 +186,7 @@ def test_what_is_drawn_as_layers(kind):
         "two inputs": lambda: keras.Model(two, keras.layers.Dense(1)(keras.layers.Add()(two))),
         "nested": lambda: keras.Sequential([keras.Input((2,)), network(), keras.layers.Dense(1)]),
         "images": lambda: keras.Sequential([keras.Input((2, 2)), keras.layers.Dense(1)]),
+        "subclassed": subclassed,
     }
     model = models[kind]()
 
@@ -180,6 +195,7 @@ def test_what_is_drawn_as_layers(kind):
     assert isinstance(record, plot.LayerDiagram)
     assert {layer.name for layer in model.layers} <= {layer[0] for layer in record.layers}
     assert sum(layer[3] for layer in record.layers) == model.count_params()
+    assert all(bool(layer[2]) == (kind != "subclassed") for layer in record.layers)
     assert overlaps(record.figure_) == []
 
 

@@ -203,10 +203,11 @@ def network(
     dashed for negative ones; rings are biases likewise. With two inputs each unit shows its own activation over the
     plane of the inputs, and the line where its weighted sum is zero; with more it does so over the plane that
     `features`, `fixed` or `projection` choose. Any other network is drawn layer by layer, with what each gives and how
-    many parameters it has; what belongs to maps is not looked at then.
+    many parameters it has; what belongs to maps is not looked at then. Of a subclassed model the layers alone are drawn:
+    what they give, and to which, only its `call` knows.
 
     Args:
-        model: A built sequential or functional Keras model.
+        model: A built Keras model.
         x: Samples, whose limits are those of the activation maps.
         xlim: Limits of the first input. Default: those of `x`, and a quarter more on each side; without `x` -1 to 1.
         ylim: Limits of the second input, likewise.
