@@ -104,6 +104,7 @@ def test_limits_of_the_maps():
     model = network()
 
     assert plot.network(model).plane.limits == {"xlim": (-1, 1), "ylim": (-1, 1)}
+    assert plot.network(model, xlim=np.array([0, 3])).plane.limits == {"xlim": (0, 3), "ylim": (-1, 1)}
     assert plot.network(model, X).plane.limits == {"xlim": (-0.25, 1.25), "ylim": (-0.25, 1.25)}
     assert plot.network(model, X, xlim=(0, 3)).plane.limits == {"xlim": (0, 3), "ylim": (-0.25, 1.25)}
 

@@ -83,6 +83,14 @@ def test_at_most_64_units_are_drawn_and_a_layer_that_is_silent_too():
     assert "64 of 80 units" in record.ax_.texts[-1].get_text()
 
 
+def test_limits_of_the_maps():
+    model = network()
+
+    assert plot.units(model, 0, grid_resolution=4).limits == {"xlim": (-1, 1), "ylim": (-1, 1)}
+    assert plot.units(model, 0, ylim=np.array([0, 3]), grid_resolution=4).limits == {"xlim": (-1, 1), "ylim": (0, 3)}
+    assert plot.units(model, 0, X, grid_resolution=4).limits == {"xlim": (-0.25, 1.25), "ylim": (-0.25, 1.25)}
+
+
 def test_units_of_more_features():
     model, x = network(features=4), GENERATOR.normal(size=(9, 4)).astype("float32")
 
