@@ -66,6 +66,22 @@ def test_the_map_inside_a_unit_is_what_keras_answers_there(activation):
     np.testing.assert_allclose(applied, record.maps[1], rtol=1e-5, atol=1e-6)
 
 
+def test_each_map_is_drawn_inside_the_circle_of_its_unit():
+    record = plot.network(network(2, hidden=(3,)), X, grid_resolution=8)
+
+    images = record.ax_.get_images()
+    assert len(images) == len(record.units_) == 7
+    for image, circle, values in zip(images, record.units_, np.concatenate(record.maps), strict=True):
+        np.testing.assert_array_equal(image.get_array(), values)
+        (x, y), r = circle.center, circle.radius
+        np.testing.assert_allclose(image.get_extent(), [x - r, x + r, y - r, y + r])
+        path, transform = image.get_clip_path().get_transformed_path_and_affine()
+        held = transform.transform_path(path).get_extents().get_points()
+        np.testing.assert_allclose(held, record.ax_.transData.transform([[x - r, y - r], [x + r, y + r]]), atol=0.5)
+        assert len(path.vertices) > 4  # round, and not the box of the image
+        assert image.get_zorder() >= circle.get_zorder()  # and not hidden behind the ground of the unit
+
+
 def test_layers_that_act_on_units_belong_to_them():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((2,))
@@ -91,6 +107,12 @@ def test_signs_are_told_by_dashes_and_sizes_by_widths():
     positive, negative = (c for c in record.ax_.collections if isinstance(c, LineCollection))
     assert len(positive.get_segments()) == len(negative.get_segments()) == 2
     assert positive.get_linestyle() != negative.get_linestyle()
+    for lines, places in ((positive, {(0, 0), (1, 0)}), (negative, {(0, 1), (1, 1)})):
+        centres = [[tuple(circle.center) for circle in record.units_[k : k + 2]] for k in (0, 2)]
+        ends = [tuple(map(tuple, segment)) for segment in lines.get_segments()]
+        assert {(centres[0].index(a), centres[1].index(b)) for a, b in ends} == places
+    (own,), (other,) = positive.get_colors(), negative.get_colors()
+    assert tuple(own) != tuple(other)
     np.testing.assert_allclose(np.diff(negative.get_linewidth()) / np.diff(positive.get_linewidth()), 1.9 / 0.5)
     texts = {text.get_text() for text in record.ax_.texts}
     assert {"+1", "−2", "+0.5", "−0.1", "+0.3", "−0.3"} <= texts

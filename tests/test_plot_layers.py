@@ -4,7 +4,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from pictures import LIMITS, X, Y, network, overlaps, points
+from pictures import LIMITS, X, Y, boundaries, network, overlaps, points
 from sklearn.decomposition import PCA
 
 from kohort import plot
@@ -131,6 +131,18 @@ def test_the_answer_at_each_sample_s_place_is_the_model_s():
     columns = np.abs(record.xx0[0][:, None] - record.x[:, 0]).argmin(axis=0)
     says = model.predict(CLOUD, verbose=0)[:, 0]
     np.testing.assert_allclose(record.response[rows, columns], says, atol=0.02)
+
+
+def test_a_line_is_drawn_in_that_space_where_the_answer_changes():
+    model = network(hidden=(2,))
+    first, last = model.layers
+    last.set_weights([np.array([[2.0], [1.0]]), np.array([0.25])])
+
+    record = plot.feature_space(model, first, CLOUD, KINDS)
+
+    (line,) = boundaries(record.ax_)
+    assert len(line) > 50
+    np.testing.assert_allclose(2 * line[:, 0] + line[:, 1] + 0.25, record.threshold, atol=1e-5)
 
 
 def test_more_units_are_seen_along_two_principal_components():

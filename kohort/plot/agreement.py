@@ -50,7 +50,7 @@ class Spread(Surface):
         colours = {"levels": np.linspace(0, 1, 11), "cmap": between_classes(), "zorder": 0}
         region = self.ax_.contourf(self.xx0, self.xx1, self.share, **colours)
         inside = [level for level in BAND if self.share.min() < level < self.share.max()]
-        looks = [self._line(level) for level in inside]
+        looks, lines = [self._line(level) for level in inside], None
         if inside:
             style = {"colors": rcParams["text.color"], "linewidths": [look["linewidth"] for look in looks]}
             dashes = [look["linestyle"] for look in looks]
@@ -58,7 +58,7 @@ class Spread(Surface):
         if self.x is not None:
             self.draw_samples(self.ax_, self.x, 7.5)
         self.name_axes(self.ax_)
-        if inside:
+        if lines is not None:  # once the limits are set
             self._name_lines(lines)
         if ax is None:
             self._explain(region)

@@ -134,8 +134,8 @@ def history(source: Any, metric: str = "loss", *, ax: Any = None) -> HistoryCurv
 
     Of a cohort: members faint, the band that holds the middle 80 % of them, and their median. A mean would follow the
     few that explode, and one curve would follow one lucky start. A member that stopped early counts on with its last
-    value, as its weights stay; one that diverged no longer counts. Both have a mark where they end, all of them; of more
-    than 200 members only about 200 have a faint line, evenly taken, and always the same.
+    value, as its weights stay; one that diverged no longer counts. Both have a mark where they end. Of more than 200
+    members only about 200 have a faint line, evenly taken and always the same; marks have all that stopped or diverged.
 
     Args:
         source: What `fit` returned, or a `kohort.Cohort`.

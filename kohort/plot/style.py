@@ -84,7 +84,7 @@ def check_axes(ax: Any) -> None:
     require(is_fit, "ax", "flat axes that stand in a figure", ax, AXES)
 
 
-def _standing(axes: Iterable[Axes]) -> Iterator[Axes]:
+def _standing(axes: Iterable[Any]) -> Iterator[Any]:
     """Yields axes and those that stand in them."""
     for each in axes:
         yield each
