@@ -28,6 +28,13 @@ def points(record):
     return np.column_stack((record.xx0.ravel(), record.xx1.ravel())).astype("float32")
 
 
+def boundaries(ax):
+    """Returns the points of the lines on axes that are drawn where a class's lead is zero, one array a line."""
+    lines = [each for each in ax.collections if hasattr(each, "levels") and not each.filled]
+    assert all(list(line.levels) == [0] and line.get_visible() and np.all(line.get_linewidths()) for line in lines)
+    return [np.concatenate([path.vertices for path in line.get_paths()]) for line in lines]
+
+
 class Model:
     """Answers like a Keras model and counts how often it is asked."""
 

@@ -41,6 +41,21 @@ def test_lines_are_drawn_where_10_50_and_90_percent_say_it():
     places = [path.vertices[:, 0].mean() for path in lines.get_paths()]
     np.testing.assert_allclose(places, [0.9, 0.5, 0.1], atol=0.02)
     assert len({str(dash) for dash in lines.get_linestyle()[:2]}) == 2
+    texts = {text.get_text(): text.get_position() for text in picture.ax_.texts}
+    np.testing.assert_allclose([texts[name][0] for name in ("10 %", "90 %")], [0.9, 0.1], atol=0.02)
+
+
+@pytest.mark.parametrize("width", [0.03, 0.2, 0.9])
+def test_names_of_lines_stand_on_nothing_however_near_the_lines_are(width):
+    answers = np.arange(1, 101)[:, None, None] / 100
+    cohort = Cohort(range(100), answer=lambda x: answers + 0.5 - (x[None, :, :1] - 0.5) / width - 0.5)
+
+    picture = plot.spread(cohort, np.array([[0.4, 0.4], [0.6, 0.6]]), np.array([0, 1]), xlim=(0, 1), ylim=(0, 1))
+
+    places = {text.get_text(): np.array(text.get_position()) for text in picture.ax_.texts}
+    assert places.keys() == {"10 %", "90 %"}
+    assert overlaps(picture.figure_) == []
+    assert all(np.hypot(*(picture.x - place).T).min() > 0.1 for place in places.values())
 
 
 @pytest.mark.parametrize(("label", "expected"), [(None, 1 / 3), (1, 1 / 3), (0, 1 / 3), (2, 1 / 3)])

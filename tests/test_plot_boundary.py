@@ -5,7 +5,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from pictures import LIMITS, Cohort, Model, X, Y, network, overlaps, points
+from pictures import LIMITS, Cohort, Model, X, Y, boundaries, network, overlaps, points
 
 from kohort import plot
 
@@ -52,6 +52,26 @@ def test_each_point_is_painted_in_the_colour_of_its_answer(answer):
 
     assert len(set(painted)) == len(display.surface_)
     np.testing.assert_array_equal(painted, inner[rows, columns])
+
+
+@pytest.mark.parametrize(
+    ("answer", "crossings"),
+    [
+        (lambda x: x[:, 0] + 0.2, [0.3]),
+        (lambda x: np.column_stack((0.2 - x[:, 0], x[:, 0])), [0.1]),
+        (lambda x: np.column_stack((0 * x[:, 0], x[:, 0], 3 * x[:, 0] - 2)), [0, 1]),
+    ],
+    ids=["single", "two", "three"],
+)
+def test_a_line_is_drawn_where_the_answer_changes(answer, crossings):
+    display = plot.decision_boundary(Model(answer), **LIMITS, grid_resolution=30)
+
+    lines = boundaries(display.ax_)
+
+    assert len(lines) == len(crossings)
+    for line, crossing in zip(lines, crossings, strict=True):
+        np.testing.assert_allclose(line[:, 0], crossing, atol=1e-5)
+        assert (line[:, 1].min(), line[:, 1].max()) == LIMITS["ylim"]
 
 
 def test_drawing_again_computes_nothing():

@@ -103,6 +103,23 @@ def test_only_some_of_many_members_are_drawn_and_always_the_same():
     assert curves.values.shape == (1001, 4)
 
 
+def test_every_member_that_ended_has_a_mark_however_few_lines_are_drawn():
+    values = np.arange(1.0, 1002)[:, None] * np.ones(4)
+    values[500, 2:] = np.nan  # not one of every sixth
+
+    ax = plot.history(recorded(range(1001), loss=values)).ax_
+
+    (marks,) = (line for line in ax.get_lines() if line.get_label() == "1 diverged")
+    np.testing.assert_array_equal(np.column_stack(marks.get_data()), [[2, 501]])
+    running, diverged = (c for c in ax.collections if isinstance(c, LineCollection))
+    assert (len(running.get_segments()), len(diverged.get_segments())) == (167, 1)
+    assert running.get_label() == "168 of 1001 members"
+    values[:, 3] = np.nan
+    ax = plot.history(recorded(range(1001), loss=values)).ax_
+    (marks,) = (line for line in ax.get_lines() if line.get_label() == "1001 diverged")
+    assert len(marks.get_xdata()) == 1001
+
+
 def test_the_history_of_one_network_with_its_validation():
     x, y = kohort.data.xor()
     model = network()

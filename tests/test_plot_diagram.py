@@ -19,6 +19,20 @@ def convolutional():
     return keras.Model(inputs, [keras.layers.Dense(3, name="a")(flat), keras.layers.Dense(1, name="b")(flat)])
 
 
+def subclassed():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.drop, self.last = keras.layers.Dense(3), keras.layers.Dropout(0.5), keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.last(self.drop(self.hidden(x)))
+
+    model = Subclassed()
+    model(X)
+    return model
+
+
 # Units.
 
 
@@ -52,6 +66,22 @@ def test_the_map_inside_a_unit_is_what_keras_answers_there(activation):
     np.testing.assert_allclose(applied, record.maps[1], rtol=1e-5, atol=1e-6)
 
 
+def test_each_map_is_drawn_inside_the_circle_of_its_unit():
+    record = plot.network(network(2, hidden=(3,)), X, grid_resolution=8)
+
+    images = record.ax_.get_images()
+    assert len(images) == len(record.units_) == 7
+    for image, circle, values in zip(images, record.units_, np.concatenate(record.maps), strict=True):
+        np.testing.assert_array_equal(image.get_array(), values)
+        (x, y), r = circle.center, circle.radius
+        np.testing.assert_allclose(image.get_extent(), [x - r, x + r, y - r, y + r])
+        path, transform = image.get_clip_path().get_transformed_path_and_affine()
+        held = transform.transform_path(path).get_extents().get_points()
+        np.testing.assert_allclose(held, record.ax_.transData.transform([[x - r, y - r], [x + r, y + r]]), atol=0.5)
+        assert len(path.vertices) > 4  # round, and not the box of the image
+        assert image.get_zorder() >= circle.get_zorder()  # and not hidden behind the ground of the unit
+
+
 def test_layers_that_act_on_units_belong_to_them():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((2,))
@@ -77,6 +107,12 @@ def test_signs_are_told_by_dashes_and_sizes_by_widths():
     positive, negative = (c for c in record.ax_.collections if isinstance(c, LineCollection))
     assert len(positive.get_segments()) == len(negative.get_segments()) == 2
     assert positive.get_linestyle() != negative.get_linestyle()
+    for lines, places in ((positive, {(0, 0), (1, 0)}), (negative, {(0, 1), (1, 1)})):
+        centres = [[tuple(circle.center) for circle in record.units_[k : k + 2]] for k in (0, 2)]
+        ends = [tuple(map(tuple, segment)) for segment in lines.get_segments()]
+        assert {(centres[0].index(a), centres[1].index(b)) for a, b in ends} == places
+    (own,), (other,) = positive.get_colors(), negative.get_colors()
+    assert tuple(own) != tuple(other)
     np.testing.assert_allclose(np.diff(negative.get_linewidth()) / np.diff(positive.get_linewidth()), 1.9 / 0.5)
     texts = {text.get_text() for text in record.ax_.texts}
     assert {"+1", "−2", "+0.5", "−0.1", "+0.3", "−0.3"} <= texts
@@ -90,6 +126,7 @@ def test_limits_of_the_maps():
     model = network()
 
     assert plot.network(model).plane.limits == {"xlim": (-1, 1), "ylim": (-1, 1)}
+    assert plot.network(model, xlim=np.array([0, 3])).plane.limits == {"xlim": (0, 3), "ylim": (-1, 1)}
     assert plot.network(model, X).plane.limits == {"xlim": (-0.25, 1.25), "ylim": (-0.25, 1.25)}
     assert plot.network(model, X, xlim=(0, 3)).plane.limits == {"xlim": (0, 3), "ylim": (-0.25, 1.25)}
 
@@ -161,7 +198,7 @@ def test_other_networks_are_drawn_as_layers():
     assert overlaps(record.figure_) == []
 
 
-@pytest.mark.parametrize("kind", ["wide", "normalised", "two inputs", "nested", "images"])
+@pytest.mark.parametrize("kind", ["wide", "normalised", "two inputs", "nested", "images", "subclassed"])
 def test_what_is_drawn_as_layers(kind):
     two = [keras.Input((2,)), keras.Input((2,))]
     models = {
@@ -172,6 +209,7 @@ def test_what_is_drawn_as_layers(kind):
         "two inputs": lambda: keras.Model(two, keras.layers.Dense(1)(keras.layers.Add()(two))),
         "nested": lambda: keras.Sequential([keras.Input((2,)), network(), keras.layers.Dense(1)]),
         "images": lambda: keras.Sequential([keras.Input((2, 2)), keras.layers.Dense(1)]),
+        "subclassed": subclassed,
     }
     model = models[kind]()
 
@@ -180,6 +218,7 @@ def test_what_is_drawn_as_layers(kind):
     assert isinstance(record, plot.LayerDiagram)
     assert {layer.name for layer in model.layers} <= {layer[0] for layer in record.layers}
     assert sum(layer[3] for layer in record.layers) == model.count_params()
+    assert all(bool(layer[2]) == (kind != "subclassed") for layer in record.layers)
     assert overlaps(record.figure_) == []
 
 

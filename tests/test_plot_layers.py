@@ -4,7 +4,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from pictures import LIMITS, X, Y, network, overlaps, points
+from pictures import LIMITS, X, Y, boundaries, network, overlaps, points
 from sklearn.decomposition import PCA
 
 from kohort import plot
@@ -83,6 +83,14 @@ def test_at_most_64_units_are_drawn_and_a_layer_that_is_silent_too():
     assert "64 of 80 units" in record.ax_.texts[-1].get_text()
 
 
+def test_limits_of_the_maps():
+    model = network()
+
+    assert plot.units(model, 0, grid_resolution=4).limits == {"xlim": (-1, 1), "ylim": (-1, 1)}
+    assert plot.units(model, 0, ylim=np.array([0, 3]), grid_resolution=4).limits == {"xlim": (-1, 1), "ylim": (0, 3)}
+    assert plot.units(model, 0, X, grid_resolution=4).limits == {"xlim": (-0.25, 1.25), "ylim": (-0.25, 1.25)}
+
+
 def test_units_of_more_features():
     model, x = network(features=4), GENERATOR.normal(size=(9, 4)).astype("float32")
 
@@ -123,6 +131,18 @@ def test_the_answer_at_each_sample_s_place_is_the_model_s():
     columns = np.abs(record.xx0[0][:, None] - record.x[:, 0]).argmin(axis=0)
     says = model.predict(CLOUD, verbose=0)[:, 0]
     np.testing.assert_allclose(record.response[rows, columns], says, atol=0.02)
+
+
+def test_a_line_is_drawn_in_that_space_where_the_answer_changes():
+    model = network(hidden=(2,))
+    first, last = model.layers
+    last.set_weights([np.array([[2.0], [1.0]]), np.array([0.25])])
+
+    record = plot.feature_space(model, first, CLOUD, KINDS)
+
+    (line,) = boundaries(record.ax_)
+    assert len(line) > 50
+    np.testing.assert_allclose(2 * line[:, 0] + line[:, 1] + 0.25, record.threshold, atol=1e-5)
 
 
 def test_more_units_are_seen_along_two_principal_components():

@@ -1,5 +1,6 @@
 """What all pictures keep to: axes of ones own, both grounds, readable text, nothing global, nothing twice."""
 
+import io
 from pathlib import Path
 
 import keras
@@ -171,6 +172,20 @@ def test_a_record_draws_itself_again_on_axes_and_in_a_figure_of_its_own(draw):
         np.testing.assert_array_equal(getattr(record, name), value)
 
 
+def test_axes_in_a_part_of_a_figure_and_in_other_axes_are_drawn_on():
+    figure = plt.figure(figsize=(8, 4))
+    left, right = figure.subfigures(1, 2)
+    inside = right.subplots().inset_axes((0.1, 0.1, 0.8, 0.8)).inset_axes((0.1, 0.1, 0.8, 0.8))
+
+    for ax in (left.subplots(), inside):
+        record = plot.decision_boundary(network(), X, Y, ax=ax)
+
+        assert (record.ax_, record.figure_) == (ax, ax.figure)
+        with io.BytesIO() as drawn:
+            figure.savefig(drawn, format="png")
+            assert record._repr_png_() == drawn.getvalue()
+
+
 @each_picture
 def test_axes_are_labelled(draw):
     record = draw()
@@ -187,11 +202,14 @@ def test_what_are_no_axes_to_draw_on(draw):
     removed = plt.figure().add_subplot()
     removed.remove()
     polar = plt.figure().add_subplot(projection="polar")
+    cleared = plt.figure().add_subplot()
+    inside = cleared.inset_axes((0, 0, 1, 1))
+    cleared.figure.clf()
     figures = plt.get_fignums()
     for ax in (3, plt.figure(figures[0]), [removed]):
         with pytest.raises(TypeError, match=r"`ax` must be Matplotlib axes or None\. Received: ax="):
             draw(ax=ax)
-    for ax in (removed, polar):
+    for ax in (removed, polar, cleared, inside):
         with pytest.raises(ValueError, match=r"`ax` must be flat axes that stand in a figure\. Received: ax="):
             draw(ax=ax)
     assert plt.get_fignums() == figures

@@ -14,7 +14,7 @@ import numpy as np
 from kohort.checks import check_integer
 from kohort.plot.layers import answers_of, check_model, check_units, layer_of
 from kohort.plot.mosaic import LEFT, mosaic
-from kohort.plot.plane import Plane, cut, features_of
+from kohort.plot.plane import Plane, cut, features_of, limits_without
 from kohort.plot.style import NUMBERS, check_axes, require
 
 MOST_UNITS = 64  # maps in one picture; `units` chooses others
@@ -109,7 +109,7 @@ def units(
         layer: The name of a layer, its number as in `model.layers`, or the layer.
         x: Samples to draw on top, shape (sample, feature).
         units: The numbers of the units to show. Default: the first 64.
-        xlim: Limits of the first axis. Default: those of `x`, and a quarter more on each side.
+        xlim: Limits of the first axis. Default: those of `x`, and a quarter more on each side; without `x` -1 to 1.
         ylim: Limits of the second axis, likewise.
         features: Of more than two features the two to draw, as for `decision_boundary`.
         fixed: Where the others are held, likewise.
@@ -135,6 +135,7 @@ def units(
     """
     check_axes(ax)
     check_model(model)
+    xlim, ylim = limits_without(x, xlim, ylim)
     found = layer_of(model, layer)
     plane = cut(features_of(model, x), x, None, xlim, ylim, grid_resolution, features, fixed, projection)
     (answer,) = answers_of(model, [found], plane["points"])

@@ -16,11 +16,12 @@ from matplotlib.ticker import PercentFormatter
 
 from kohort.plot.plane import cut, features_of
 from kohort.plot.sources import answers_of_members, check_cohort, chosen
-from kohort.plot.style import BAND, between_classes, check_axes, on_axes, require
+from kohort.plot.style import BAND, LETTER, between_classes, check_axes, halo, on_axes, require
 from kohort.plot.surface import Surface, meaning, votes
 
 # Of several classes: the shares at which the colour of the one that most members say gets fainter, and how much.
 LEVELS, VEILS = (0.5, 0.7, 0.9), (0.85, 0.6, 0.3, 0.0)
+SMALL = 8  # points of a letter on a line
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -49,14 +50,16 @@ class Spread(Surface):
         colours = {"levels": np.linspace(0, 1, 11), "cmap": between_classes(), "zorder": 0}
         region = self.ax_.contourf(self.xx0, self.xx1, self.share, **colours)
         inside = [level for level in BAND if self.share.min() < level < self.share.max()]
-        looks = [self._line(level) for level in inside]
+        looks, lines = [self._line(level) for level in inside], None
         if inside:
             style = {"colors": rcParams["text.color"], "linewidths": [look["linewidth"] for look in looks]}
             dashes = [look["linestyle"] for look in looks]
-            self.ax_.contour(self.xx0, self.xx1, self.share, levels=inside, linestyles=dashes, **style)
+            lines = self.ax_.contour(self.xx0, self.xx1, self.share, levels=inside, linestyles=dashes, **style)
         if self.x is not None:
             self.draw_samples(self.ax_, self.x, 7.5)
         self.name_axes(self.ax_)
+        if lines is not None:  # once the limits are set
+            self._name_lines(lines)
         if ax is None:
             self._explain(region)
         return self
@@ -80,6 +83,32 @@ class Spread(Surface):
             title = f"what most of {self._counted()} say, fainter the fewer they are"
             self.draw_legend(self.figure_, agreed, title=title, loc="outside upper center", ncols=5)
         return self
+
+    def _name_lines(self, lines: Any) -> None:
+        """Writes on the lines of 10 % and 90 %, which look alike, what they are: each where most room is."""
+        from scipy.spatial import KDTree
+
+        room, box = 4 * SMALL * LETTER * self.ax_.figure.dpi, self.ax_.get_window_extent()
+        pixels = {
+            level: self.ax_.transData.transform(path.vertices)
+            for level, path in zip(lines.levels.tolist(), lines.get_paths(), strict=True)
+        }
+        samples = [] if self.x is None else [self.ax_.transData.transform(self.x)]
+        written: dict = {}
+        for level in (level for level in (BAND[0], BAND[2]) if level in pixels):
+            others = [places for each, places in pixels.items() if each != level] + samples
+            is_free = ((pixels[level] > box.min + room) & (pixels[level] < box.max - room)).all(axis=1)
+            for place in written.values():
+                is_free &= np.hypot(*(pixels[level] - place).T) > 1.5 * room
+            places = pixels[level][is_free]
+            if len(places):
+                gaps = KDTree(np.vstack(others)).query(places)[0] if others else np.zeros(len(places))
+                written[level] = places[gaps.argmax()]
+        style = {"fontsize": SMALL, "inline_spacing": 1, "fmt": lambda share: f"{100 * share:.0f} %", "zorder": 5}
+        if written:
+            at = self.ax_.transData.inverted().transform(list(written.values()))
+            for text in self.ax_.clabel(lines, list(written), manual=at, **style):
+                text.set(path_effects=halo(), color=rcParams["text.color"])
 
     def _counted(self) -> str:
         return f"{self.members} members" + (f", without {self.diverged} diverged" if self.diverged else "")

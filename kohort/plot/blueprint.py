@@ -30,7 +30,7 @@ class LayerDiagram(Display):
         1
     """
 
-    layers: list  # name, kind, output shape and number of parameters of each
+    layers: list  # name, kind, output shape ("" where it is not known) and number of parameters of each
     flows: list  # pairs of positions: what the first gives, the second takes
     rows: list  # how far each is from the inputs
     boxes_: list = field(default_factory=list, init=False)  # once drawn
@@ -52,8 +52,8 @@ class LayerDiagram(Display):
             style = {"facecolor": rcParams["axes.facecolor"], "edgecolor": COLOURS[0], "boxstyle": "round,pad=0"}
             box = FancyBboxPatch((x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, mutation_scale=0.1, zorder=2, **style)
             self.boxes_.append(self.ax_.add_patch(box))
-            second = f"{shape}" + (f" · {parameters:,} parameters" if parameters else "")
-            lines = [f"{name} · {kind}", second]
+            counted = f"{parameters:,} parameters" if parameters else ""
+            lines = [f"{name} · {kind}", " · ".join(filter(None, (shape, counted)))]
             text = "\n".join(shortened(line, 40) for line in lines)
             self.ax_.text(x, y, text, ha="center", va="center", fontsize=font, zorder=3)
         for a, b in self.flows:
@@ -93,6 +93,7 @@ def layers_of(model: Any) -> LayerDiagram:
 
 def _described(step: Any) -> tuple[str, str, str, int]:
     """Returns name, kind, output shape and number of parameters of a layer or another operation."""
-    shapes = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), step.output)
+    output = getattr(step, "output", None)  # the layers of a subclassed model do not know what they give
+    shapes = "" if output is None else keras.tree.map_structure(lambda tensor: tuple(tensor.shape), output)
     parameters = step.count_params() if isinstance(step, keras.Layer) and step.built else 0
     return step.name, type(step).__name__, str(shapes).replace("None", "n"), int(parameters)

@@ -28,7 +28,7 @@ from kohort.plot.style import (
     show_faint_lines,
 )
 
-MAX_LINES = 200  # faint lines in a history; its record keeps every member
+MAX_LINES = 200  # faint lines in a history, about; its record keeps every member
 HIGHER_IS_BETTER = {"acc", "accuracy", "auc", "iou", "precision", "recall", "score", "similarity"}
 # How members end that did not run to the last epoch: a marker, a colour and a dash of their own.
 ENDS = {
@@ -103,26 +103,28 @@ class HistoryCurves(Display):
         band = {"color": colour, "alpha": cover(0.3), "linewidth": 0, "zorder": 2}
         ax.fill_between(self.epochs, *self.quantiles[[0, 2]], label="10 to 90 %", **band)
         ends = np.full(len(self.values), "") if self.ends is None else self.ends
-        drawn, faint = self.values[::every], {"alpha": cover(min(0.3, 30 * every / len(self.values))), "linewidth": 0.4}
-        self._draw_lines(ax, drawn[ends[::every] == ""], color=colour, **faint, zorder=1)
-        ax.collections[-1].set_label(f"{len(drawn)} of {len(self.values)} members")
+        faint = {"alpha": cover(min(0.3, 30 * every / len(self.values))), "linewidth": 0.4}
+        self._draw_lines(ax, self.values[ends == ""][::every], color=colour, **faint, zorder=1)
+        # Of each kind the first is drawn at least: else the one that diverged among many would have no line.
+        drawn = sum(len(self.values[ends == end][::every]) for end in ("", *ENDS))
+        ax.collections[-1].set_label(f"{drawn} of {len(self.values)} members")
         for end, look in ENDS.items():
             if (ends == end).any():
-                self._draw_ends(ax, drawn[ends[::every] == end], int((ends == end).sum()), look, faint)
+                self._draw_ends(ax, self.values[ends == end], every, look, faint)
 
     def _draw_lines(self, ax: Any, values: np.ndarray, **style: Any) -> None:
         lines = np.stack([np.broadcast_to(self.epochs, values.shape), values], axis=-1)
         ax.add_collection(LineCollection(list(lines), **style))
 
-    def _draw_ends(self, ax: Any, values: np.ndarray, count: int, look: dict, faint: dict) -> None:
-        """Draws members that ended before the last epoch, with a marker where they did."""
+    def _draw_ends(self, ax: Any, values: np.ndarray, every: int, look: dict, faint: dict) -> None:
+        """Draws members that ended before the last epoch: some of their lines, and for each a marker where it did."""
         look = dict(look)
         dash, colour = look.pop("linestyle"), look["color"]
-        self._draw_lines(ax, values, color=colour, **(faint | {"linewidth": 0.8}), linestyle=dash, zorder=1)
+        self._draw_lines(ax, values[::every], color=colour, **(faint | {"linewidth": 0.8}), linestyle=dash, zorder=1)
         has_value = np.isfinite(values)
         rows = np.flatnonzero(has_value.any(axis=1))
         last = values.shape[1] - 1 - has_value[rows, ::-1].argmax(axis=1) if rows.size else rows
-        look |= {"label": f"{count} {look['label']}", "color": rcParams["text.color"]}
+        look |= {"label": f"{len(values)} {look['label']}", "color": rcParams["text.color"]}
         style = {"linestyle": "none", "markersize": 5, "markerfacecolor": "none", "zorder": 4}
         ax.plot(self.epochs[last], values[rows, last], **look, **style)
 
@@ -132,7 +134,8 @@ def history(source: Any, metric: str = "loss", *, ax: Any = None) -> HistoryCurv
 
     Of a cohort: members faint, the band that holds the middle 80 % of them, and their median. A mean would follow the
     few that explode, and one curve would follow one lucky start. A member that stopped early counts on with its last
-    value, as its weights stay; one that diverged no longer counts. Both have a mark where they end.
+    value, as its weights stay; one that diverged no longer counts. Both have a mark where they end. Of more than 200
+    members only about 200 have a faint line, evenly taken and always the same; marks have all that stopped or diverged.
 
     Args:
         source: What `fit` returned, or a `kohort.Cohort`.

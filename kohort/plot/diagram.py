@@ -17,7 +17,7 @@ from matplotlib.patches import Circle
 from kohort.plot.activations import draw_activation, ends_of
 from kohort.plot.blueprint import LayerDiagram, layers_of
 from kohort.plot.layers import answers_of, check_model
-from kohort.plot.plane import Plane, cut
+from kohort.plot.plane import Plane, cut, limits_without
 from kohort.plot.style import COLOURS, LETTER, SMALLEST, Display, check_axes, on_axes, shortened
 
 MOST_UNITS, MOST_LAYERS = 16, 8  # beyond them a network is drawn as layers
@@ -203,10 +203,11 @@ def network(
     dashed for negative ones; rings are biases likewise. With two inputs each unit shows its own activation over the
     plane of the inputs, and the line where its weighted sum is zero; with more it does so over the plane that
     `features`, `fixed` or `projection` choose. Any other network is drawn layer by layer, with what each gives and how
-    many parameters it has; what belongs to maps is not looked at then.
+    many parameters it has; what belongs to maps is not looked at then. Of a subclassed model the layers are drawn, but
+    not what they give: only its `call` knows.
 
     Args:
-        model: A built sequential or functional Keras model.
+        model: A built Keras model.
         x: Samples, whose limits are those of the activation maps.
         xlim: Limits of the first input. Default: those of `x`, and a quarter more on each side; without `x` -1 to 1.
         ylim: Limits of the second input, likewise.
@@ -245,8 +246,8 @@ def network(
     record = NetworkDiagram(weights=weights, biases=biases, captions=captions, names=names)
     chosen = (x, xlim, ylim, features, fixed, projection)
     if n == 2 or any(each is not None for each in chosen):
-        default = (-1.0, 1.0) if x is None else None
-        plane = cut(n, x, None, xlim or default, ylim or default, grid_resolution, features, fixed, projection)
+        ends = limits_without(x, xlim, ylim)
+        plane = cut(n, x, None, *ends, grid_resolution, features, fixed, projection)
         record.plane, shape = Plane(**plane), plane["xx0"].shape
         answers = [plane["points"], *answers_of(model, [column[-1] for column in columns], plane["points"])]
         sums = [answers[i] @ weights[i] + biases[i] for i in range(len(dense))]

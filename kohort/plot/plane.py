@@ -57,6 +57,12 @@ def features_of(model: Any, x: Any) -> int:
     return stated or max(2, np.shape(x)[1] if np.ndim(x) == 2 else 2)
 
 
+def limits_without(x: Any, xlim: Any, ylim: Any) -> tuple[Any, Any]:
+    """Returns the limits of both axes, which without samples are -1 to 1: where scaled features lie."""
+    default = (-1.0, 1.0) if x is None else None
+    return default if xlim is None else xlim, default if ylim is None else ylim
+
+
 def cut(
     n: int,
     x: Any,

@@ -6,7 +6,7 @@ when a record is drawn. The room exists so that all pictures look alike, on ligh
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import matplotlib
@@ -47,6 +47,7 @@ class Display:
         if self.figure_ is None:
             self.plot()
         figure: Any = self.figure_
+        figure = figure.get_figure(root=True)  # a part of a figure cannot be saved by itself
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")
         if "inline" in matplotlib.get_backend():
@@ -78,8 +79,16 @@ def on_axes(ax: Any, size: tuple[float, float]) -> Axes:
 def check_axes(ax: Any) -> None:
     """Raises unless this is what every picture takes as `ax`: asked before anything is computed."""
     require(ax is None or isinstance(ax, Axes), "ax", "Matplotlib axes or None", ax, AXES, TypeError)
-    is_fit = ax is None or (ax.name == "rectilinear" and ax.figure is not None)
+    # The axes of a figure that was cleared still know it: what is drawn on them would be seen nowhere.
+    is_fit = ax is None or (ax.name == "rectilinear" and ax.figure is not None and ax in _standing(ax.figure.axes))
     require(is_fit, "ax", "flat axes that stand in a figure", ax, AXES)
+
+
+def _standing(axes: Iterable[Any]) -> Iterator[Any]:
+    """Yields axes and those that stand in them."""
+    for each in axes:
+        yield each
+        yield from _standing(each.child_axes)
 
 
 def set_ticks(axis: Any, **choice: Any) -> None:
