@@ -5,6 +5,7 @@ store is not trained again. The room exists because the questions that people as
 which activation? another layer?) are questions of counts, and because hours of training must outlive the process.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -218,10 +219,11 @@ class Study(StoredStudy):
             factor: One in so many goes on from each rung, with so many times the epochs.
             rungs: How many rungs there are, the last one among them.
             verbose: As in `run`.
-            **arguments: All other arguments of `run`, but callbacks.
+            **arguments: All other arguments of `run`, but callbacks and trials.
 
         Raises:
-            As `run`; also a ValueError if the metric is unknown, or Keras does not know whether more of it is better.
+            As `run`; also a ValueError if the metric is unknown, or Keras does not know whether more of it is better,
+            and a TypeError if `run` has no such argument.
 
         Source:
             Jamieson and Talwalkar, Non-stochastic best arm identification (2016).
@@ -229,15 +231,12 @@ class Study(StoredStudy):
         check_integer("epochs", epochs, 1)
         check_integer("factor", factor, 2)
         check_integer("rungs", rungs, 1)
-        if arguments.get("callbacks") is not None:
-            raise ValueError(
-                "`callbacks` must be left out, because a fit that is cut into rungs begins them anew in each. "
-                f"Received: {received('callbacks', arguments['callbacks'])}. Leave them out, or use `run`."
-            )
+        arguments = _halved(arguments)
         wanted: Wanted = [(parameters, self._seeds) for parameters in self._asked]
         for reached in plans.rung_epochs(epochs, factor, rungs):
             recipe, rest = _recipe_of({**arguments, "epochs": reached})
-            fit = Fit(x, y, rest.pop("sample_weight", None), rest.pop("validation_data", None), None, False, recipe)
+            data = x, y, rest.pop("sample_weight", None), rest.pop("validation_data", None)
+            fit = Fit(*data, None, rest.pop("bootstrap", False), recipe)
             self._train([each for each in wanted if each[1]], fit, verbose=verbose, **rest)
             if reached < epochs:
                 wanted = self._best(wanted, by, reached, 1 / factor)
@@ -332,6 +331,28 @@ class Study(StoredStudy):
         check_beside_folds(None, None, fit.bootstrap, fit.validation_data, fit.recipe)
         check_cohort_callbacks(fit.callbacks, model)
         return model
+
+
+# What `halve` does not take of the arguments of `run`: why, and what to do.
+NOT_HALVED = {
+    "callbacks": ("a fit that is cut into rungs begins them anew in each", "Leave them out, or use `run`"),
+    "trials": ("members of all trials are ranked together", "Make a study of these trials, or use `run`"),
+}
+
+
+def _halved(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns those arguments that a halving trains with, or raises where one is not its own."""
+    own = [name for name in inspect.signature(Study.run).parameters if name not in ("self", "x", "y", *NOT_HALVED)]
+    for name, value in arguments.items():
+        if name in NOT_HALVED and value is not None:
+            why, step = NOT_HALVED[name]
+            raise ValueError(f"`{name}` must be left out, because {why}. Received: {received(name, value)}. {step}.")
+        if name not in own and name not in NOT_HALVED:
+            raise TypeError(
+                f"`arguments` must be some of those of `run`: {', '.join(own)}. Received: {received(name, value)}. "
+                "Leave it out, or look at its name."
+            )
+    return {name: value for name, value in arguments.items() if name in own}
 
 
 def _recipe_of(arguments: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:

@@ -425,6 +425,17 @@ def test_halving_keeps_the_best_of_all_trials(tmp_path):
     assert outcomes == {"STOPPED_EARLY": 27, "COMPLETED": 9}
 
 
+def test_halving_takes_the_arguments_of_a_run(tmp_path):
+    (tmp_path / "b").mkdir()
+    options = {"bootstrap": True, "batch_size": 3, "block_size": 8, "callbacks": None, "trials": None}
+    study = study_of(tmp_path, {"hidden": [2]})
+    study.halve(X, Y, epochs=4, factor=2, rungs=1, verbose=0, **options)
+    whole = trained(tmp_path / "b", {"hidden": [2]}, epochs=4, **options)
+
+    assert study.trial().specification["fit"]["bootstrap"] is True
+    assert differences(as_lists(left(study.trial().cohort())), as_lists(left(whole.trial().cohort()))) == []
+
+
 def whole_loss(study, key, epochs):
     trial = next(trial for trial in study.trials if str(trial.parameters) == key[0])
     return trial.history["loss"][trial.seeds.index(key[1]), epochs - 1]
