@@ -40,13 +40,15 @@ class Study(StoredStudy):
         network: Any function that returns a compiled Keras model; its arguments are the parameters.
         grid: Parameter name to a list of values: every combination is a trial. Or a list of dicts, the parameters of
             each trial, as `kohort.search` draws them. Values are numbers, texts, True, False, None, or lists of them.
+            `{}` is one trial, with the defaults of the function.
         seeds: As for `kohort.Cohort`: the seeds that every trial is trained from.
         exact: As for `kohort.Cohort`.
         custom_objects: As for `kohort.open`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the place holds something else, the grid is empty, or the function does not take a parameter.
+        ValueError: If the place holds something else, the grid is an empty list or has a parameter without values, or
+            the function does not take a parameter.
         RuntimeError: If Keras runs on another backend than JAX.
 
     Example:

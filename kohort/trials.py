@@ -140,7 +140,7 @@ class Trial:
 
 
 def _named(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+    return ", ".join(f"{name}={value!r}" for name, value in parameters.items()) or "no parameters"
 
 
 class StudyTable(Mapping):
@@ -279,7 +279,7 @@ class StoredStudy:
             shown = [_named(trial.parameters) for trial in (found or trials)[:6]]
             more = ", ..." if len(found or trials) > 6 else ""
             raise ValueError(
-                f"`parameters` must be those of one trial of {len(trials)}. Received: {_named(parameters) or 'none'}, "
+                f"`parameters` must be those of one trial of {len(trials)}. Received: {_named(parameters)}, "
                 f"which {len(found) or 'none'} {'has' if not found else 'have'}. "
                 f"Trials {'there are' if not found else 'like this'}: {'; '.join(shown) or 'none'}{more}."
             )

@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 from oracle import differences
-from test_study import X, Y, as_lists, left, trained
+from test_study import X, Y, as_lists, left, network, trained
 
 import kohort
 from kohort import files
@@ -81,3 +81,18 @@ def test_a_parameter_that_is_named_like_a_column_keeps_its_own(tmp_path):
     assert frame["network.loss"].unique().tolist() == ["mse", "mae"]
     assert arrays["network.loss"].values.tolist() == ["mse", "mae"]
     assert arrays["loss"].shape == (2, 2, 1)
+
+
+# --- which trial is meant ---------------------------------------------------------------------------------------------
+
+
+def test_an_empty_mapping_is_one_trial_with_the_defaults(tmp_path):
+    study = trained(tmp_path, {}, 3, epochs=2)
+
+    assert [trial.parameters for trial in study.trials] == [{}]
+    assert str(study.trials) == "[Trial(no parameters: 3 members)]"
+    cohort = kohort.Cohort(network(), 3)
+    cohort.fit(X, Y, epochs=2, verbose=0)
+    assert differences(as_lists(left(study.trial().cohort())), as_lists(left(cohort))) == []
+    with pytest.raises(ValueError, match=r"hidden=9, which none has\. Trials there are: no parameters\.$"):
+        study.trial(hidden=9)
