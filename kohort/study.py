@@ -24,7 +24,7 @@ from kohort.plans import Fit
 from kohort.runs import Run, Wanted
 from kohort.store import TrialRow, canonical
 from kohort.template import preserved_generators
-from kohort.trials import StoredStudy
+from kohort.trials import StoredStudy, Trial, having
 from kohort.variants import Group
 
 
@@ -93,6 +93,29 @@ class Study(StoredStudy):
         self._known: dict[str, tuple[dict, dict]] = {}  # canonical parameters -> parameters, description
         self._models: dict[str, keras.Model] = {}  # of those that are the first of their group
         self._last: tuple[Fit, dict] | None = None  # of the last run, for `extend`
+
+    def trial(self, **parameters: Any) -> Trial:
+        """Returns the one trial with these values of parameters; of several, the one with the defaults for all others.
+
+        Args:
+            **parameters: Name to value; as many as tell the trial apart, or all that are not the function's defaults.
+
+        Returns:
+            The trial.
+
+        Raises:
+            ValueError: If none has these values, or more than one has, and not exactly one of them all other defaults.
+
+        Example:
+            See `kohort.trials.Trial`.
+        """
+        defaults = {name: each.default for name, each in inspect.signature(self._network).parameters.items()}
+        usual = [
+            trial
+            for trial in having(self.trials, parameters)
+            if having([trial], {name: defaults.get(name, ...) for name in trial.parameters} | parameters)
+        ]
+        return usual[0] if len(usual) == 1 else super().trial(**parameters)
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -274,7 +274,7 @@ class StoredStudy:
             ValueError: If none has these values, or more than one.
         """
         trials = self.trials
-        found = [trial for trial in trials if all(_is_at(trial, name, value) for name, value in parameters.items())]
+        found = having(trials, parameters)
         if len(found) != 1:
             shown = [_named(trial.parameters) for trial in (found or trials)[:6]]
             more = ", ..." if len(found or trials) > 6 else ""
@@ -416,6 +416,11 @@ def _plain(history: CohortHistory) -> dict[str, Any]:
     last = history.last("loss") if "loss" in history else np.array([np.nan])
     finite = last[np.isfinite(last)]
     return {"epochs": len(history.epoch), "loss": float(np.median(finite)) if finite.size else float("nan")}
+
+
+def having(trials: list[Trial], parameters: Mapping[str, Any]) -> list[Trial]:
+    """Returns those trials that have these values of parameters."""
+    return [trial for trial in trials if all(_is_at(trial, name, value) for name, value in parameters.items())]
 
 
 def _is_at(trial: Trial, name: str, value: Any) -> bool:

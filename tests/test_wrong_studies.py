@@ -159,8 +159,8 @@ def test_questions_that_have_no_answer(tmp_path):
         ValueError, match=r"`parameters` must be those of one trial of 2\. Received: hidden=9, which none"
     ):
         study.trial(hidden=9)
-    with pytest.raises(ValueError, match=r"Received: no parameters, which 2 have\. Trials like this: hidden=2; hidden=3"):
-        study.trial()
+    with pytest.raises(ValueError, match=r"no parameters, which 2 have\. Trials like this: hidden=2; hidden=3"):
+        kohort.open(study.path).trial()
     with pytest.raises(ValueError, match=r"`compare` must be given a metric as `by`"):
         study.compare({"hidden": 2}, {"hidden": 3})
     with pytest.raises(
