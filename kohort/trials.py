@@ -341,7 +341,8 @@ class StoredStudy:
             trial: A trial of the study, or the parameters that tell it apart.
             other: Likewise.
             criterion: Callable that takes a history and returns one truth value per member.
-            by: Instead of criterion and bounds, a metric whose last recorded values are compared.
+            by: Instead of criterion and bounds, a metric whose last recorded values are compared. Default: "loss" where
+                there is neither, as in `table`.
             confidence: Confidence level of the interval.
             **bounds: As in `table`.
 
@@ -349,8 +350,9 @@ class StoredStudy:
             `Comparison(seeds, better, worse, effect, low, high, p_value, confidence, what)`.
 
         Raises:
-            ValueError: If they share no seed, a metric is unknown or without direction, or nothing is asked.
+            ValueError: If they share no seed, a metric is unknown or without direction, or too much is asked.
         """
+        by = "loss" if by is None and criterion is None and not bounds else by
         first, second = (each if isinstance(each, Trial) else self.trial(**each) for each in (trial, other))
         ours, theirs = first.history, second.history
         own = {name: first.direction(name) for name in (*ours, *bounds)}

@@ -105,6 +105,9 @@ def test_parameters_that_are_not_named_are_at_their_defaults(tmp_path):
     assert study.trial().parameters == {"hidden": 2, "activation": "relu", "learning_rate": 1e-2}
     assert study.trial(hidden=4, activation="tanh").parameters["activation"] == "tanh"
     assert study.compare({"hidden": 4}, {"hidden": 2}, loss=1e9).seeds == 2
+    by_loss = study.compare({"hidden": 4}, {"hidden": 2})
+    assert by_loss == study.compare({"hidden": 4}, {"hidden": 2}, by="loss")
+    assert by_loss.what == "median of last loss"
     with pytest.raises(ValueError, match=r"of 4\. Received: hidden=4, which 2 have\. Trials like this: hidden=4, "):
         kohort.open(study.path).trial(hidden=4)  # which knows no function
 

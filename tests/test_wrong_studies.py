@@ -162,7 +162,7 @@ def test_questions_that_have_no_answer(tmp_path):
     with pytest.raises(ValueError, match=r"no parameters, which 2 have\. Trials like this: hidden=2; hidden=3"):
         kohort.open(study.path).trial()
     with pytest.raises(ValueError, match=r"`compare` must be given a metric as `by`"):
-        study.compare({"hidden": 2}, {"hidden": 3})
+        study.compare({"hidden": 2}, {"hidden": 3}, by="loss", mae=1)
     with pytest.raises(
         ValueError, match=r"`by` must be a metric of the history of both .*loss, mae\. Received: by='auc'"
     ):
