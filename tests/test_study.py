@@ -334,6 +334,13 @@ def test_progress_is_shown(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_on_a_terminal_a_bar_counts_members(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kohort.runs.shows_bars", lambda: True)
+    study_of(tmp_path, {"hidden": [2, 3]}, 2).run(X, Y, epochs=1)
+    written = re.sub("\x1b.*?m", "", capsys.readouterr().out)
+    assert re.findall(r"\r(\d+/\d+) \S+ \d+s \d+\w+/member", written) == ["2/4", "4/4"]
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path, tasks, ctrl_c):
     def pressed(lanes, train, interrupt, workers):
         results = executors.in_threads(lanes, train, interrupt, 1)
