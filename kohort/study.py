@@ -5,6 +5,7 @@ store is not trained again. The room exists because the questions that people as
 which activation? another layer?) are questions of counts, and because hours of training must outlive the process.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from kohort.plans import Fit
 from kohort.runs import Run, Wanted
 from kohort.store import TrialRow, canonical
 from kohort.template import preserved_generators
-from kohort.trials import StoredStudy
+from kohort.trials import StoredStudy, Trial, having
 from kohort.variants import Group
 
 
@@ -39,13 +40,15 @@ class Study(StoredStudy):
         network: Any function that returns a compiled Keras model; its arguments are the parameters.
         grid: Parameter name to a list of values: every combination is a trial. Or a list of dicts, the parameters of
             each trial, as `kohort.search` draws them. Values are numbers, texts, True, False, None, or lists of them.
+            `{}` is one trial, with the defaults of the function.
         seeds: As for `kohort.Cohort`: the seeds that every trial is trained from.
         exact: As for `kohort.Cohort`.
         custom_objects: As for `kohort.open`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the place holds something else, the grid is empty, or the function does not take a parameter.
+        ValueError: If the place holds something else, the grid is an empty list or has a parameter without values, or
+            the function does not take a parameter.
         RuntimeError: If Keras runs on another backend than JAX.
 
     Example:
@@ -90,6 +93,29 @@ class Study(StoredStudy):
         self._known: dict[str, tuple[dict, dict]] = {}  # canonical parameters -> parameters, description
         self._models: dict[str, keras.Model] = {}  # of those that are the first of their group
         self._last: tuple[Fit, dict] | None = None  # of the last run, for `extend`
+
+    def trial(self, **parameters: Any) -> Trial:
+        """Returns the one trial with these values of parameters; of several, the one with the defaults for all others.
+
+        Args:
+            **parameters: Name to value; as many as tell the trial apart, or all that are not the function's defaults.
+
+        Returns:
+            The trial.
+
+        Raises:
+            ValueError: If none has these values, or more than one has, and not exactly one of them all other defaults.
+
+        Example:
+            See `kohort.trials.Trial`.
+        """
+        defaults = {name: each.default for name, each in inspect.signature(self._network).parameters.items()}
+        usual = [
+            trial
+            for trial in having(self.trials, parameters)
+            if having([trial], {name: defaults.get(name, ...) for name in trial.parameters} | parameters)
+        ]
+        return usual[0] if len(usual) == 1 else super().trial(**parameters)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -218,10 +244,11 @@ class Study(StoredStudy):
             factor: One in so many goes on from each rung, with so many times the epochs.
             rungs: How many rungs there are, the last one among them.
             verbose: As in `run`.
-            **arguments: All other arguments of `run`, but callbacks.
+            **arguments: All other arguments of `run`, but callbacks and trials.
 
         Raises:
-            As `run`; also a ValueError if the metric is unknown, or Keras does not know whether more of it is better.
+            As `run`; also a ValueError if the metric is unknown, or Keras does not know whether more of it is better,
+            and a TypeError if `run` has no such argument.
 
         Source:
             Jamieson and Talwalkar, Non-stochastic best arm identification (2016).
@@ -229,15 +256,12 @@ class Study(StoredStudy):
         check_integer("epochs", epochs, 1)
         check_integer("factor", factor, 2)
         check_integer("rungs", rungs, 1)
-        if arguments.get("callbacks") is not None:
-            raise ValueError(
-                "`callbacks` must be left out, because a fit that is cut into rungs begins them anew in each. "
-                f"Received: {received('callbacks', arguments['callbacks'])}. Leave them out, or use `run`."
-            )
+        arguments = _halved(arguments)
         wanted: Wanted = [(parameters, self._seeds) for parameters in self._asked]
         for reached in plans.rung_epochs(epochs, factor, rungs):
             recipe, rest = _recipe_of({**arguments, "epochs": reached})
-            fit = Fit(x, y, rest.pop("sample_weight", None), rest.pop("validation_data", None), None, False, recipe)
+            data = x, y, rest.pop("sample_weight", None), rest.pop("validation_data", None)
+            fit = Fit(*data, None, rest.pop("bootstrap", False), recipe)
             self._train([each for each in wanted if each[1]], fit, verbose=verbose, **rest)
             if reached < epochs:
                 wanted = self._best(wanted, by, reached, 1 / factor)
@@ -332,6 +356,28 @@ class Study(StoredStudy):
         check_beside_folds(None, None, fit.bootstrap, fit.validation_data, fit.recipe)
         check_cohort_callbacks(fit.callbacks, model)
         return model
+
+
+# What `halve` does not take of the arguments of `run`: why, and what to do.
+NOT_HALVED = {
+    "callbacks": ("a fit that is cut into rungs begins them anew in each", "Leave them out, or use `run`"),
+    "trials": ("members of all trials are ranked together", "Make a study of these trials, or use `run`"),
+}
+
+
+def _halved(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns those arguments that a halving trains with, or raises where one is not its own."""
+    own = [name for name in inspect.signature(Study.run).parameters if name not in ("self", "x", "y", *NOT_HALVED)]
+    for name, value in arguments.items():
+        if name in NOT_HALVED and value is not None:
+            why, step = NOT_HALVED[name]
+            raise ValueError(f"`{name}` must be left out, because {why}. Received: {received(name, value)}. {step}.")
+        if name not in own and name not in NOT_HALVED:
+            raise TypeError(
+                f"`arguments` must be some of those of `run`: {', '.join(own)}. Received: {received(name, value)}. "
+                "Leave it out, or look at its name."
+            )
+    return {name: value for name, value in arguments.items() if name in own}
 
 
 def _recipe_of(arguments: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:

@@ -140,7 +140,7 @@ class Trial:
 
 
 def _named(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+    return ", ".join(f"{name}={value!r}" for name, value in parameters.items()) or "no parameters"
 
 
 class StudyTable(Mapping):
@@ -274,12 +274,12 @@ class StoredStudy:
             ValueError: If none has these values, or more than one.
         """
         trials = self.trials
-        found = [trial for trial in trials if all(_is_at(trial, name, value) for name, value in parameters.items())]
+        found = having(trials, parameters)
         if len(found) != 1:
             shown = [_named(trial.parameters) for trial in (found or trials)[:6]]
             more = ", ..." if len(found or trials) > 6 else ""
             raise ValueError(
-                f"`parameters` must be those of one trial of {len(trials)}. Received: {_named(parameters) or 'none'}, "
+                f"`parameters` must be those of one trial of {len(trials)}. Received: {_named(parameters)}, "
                 f"which {len(found) or 'none'} {'has' if not found else 'have'}. "
                 f"Trials {'there are' if not found else 'like this'}: {'; '.join(shown) or 'none'}{more}."
             )
@@ -341,7 +341,8 @@ class StoredStudy:
             trial: A trial of the study, or the parameters that tell it apart.
             other: Likewise.
             criterion: Callable that takes a history and returns one truth value per member.
-            by: Instead of criterion and bounds, a metric whose last recorded values are compared.
+            by: Instead of criterion and bounds, a metric whose last recorded values are compared. Default: "loss" where
+                there is neither, as in `table`.
             confidence: Confidence level of the interval.
             **bounds: As in `table`.
 
@@ -349,8 +350,9 @@ class StoredStudy:
             `Comparison(seeds, better, worse, effect, low, high, p_value, confidence, what)`.
 
         Raises:
-            ValueError: If they share no seed, a metric is unknown or without direction, or nothing is asked.
+            ValueError: If they share no seed, a metric is unknown or without direction, or too much is asked.
         """
+        by = "loss" if by is None and criterion is None and not bounds else by
         first, second = (each if isinstance(each, Trial) else self.trial(**each) for each in (trial, other))
         ours, theirs = first.history, second.history
         own = {name: first.direction(name) for name in (*ours, *bounds)}
@@ -416,6 +418,11 @@ def _plain(history: CohortHistory) -> dict[str, Any]:
     last = history.last("loss") if "loss" in history else np.array([np.nan])
     finite = last[np.isfinite(last)]
     return {"epochs": len(history.epoch), "loss": float(np.median(finite)) if finite.size else float("nan")}
+
+
+def having(trials: list[Trial], parameters: Mapping[str, Any]) -> list[Trial]:
+    """Returns those trials that have these values of parameters."""
+    return [trial for trial in trials if all(_is_at(trial, name, value) for name, value in parameters.items())]
 
 
 def _is_at(trial: Trial, name: str, value: Any) -> bool:

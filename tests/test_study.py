@@ -115,25 +115,6 @@ def test_trials_that_differ_in_numbers_share_a_program_and_differ_as_they_should
         assert next(layer.rate for layer in model.layers if isinstance(layer, layers.Dropout)) == dropout
 
 
-def test_trials_may_differ_in_what_keras_leaves_out_of_a_configuration(tmp_path, tasks):
-    """The delta of Huber's loss: its trials share a program, and differ."""
-
-    def with_delta(delta):
-        model = network()
-        model.compile("sgd", keras.losses.Huber(delta))
-        return model
-
-    study = kohort.Study(tmp_path / "a.kohort", with_delta, {"delta": [0.01, 5.0]}, seeds=3)
-    study.run(X, Y, epochs=3, verbose=0)
-    assert len(tasks) == 1
-    for delta in (0.01, 5.0):
-        cohort = kohort.Cohort(with_delta(delta), 3)
-        expected = cohort.fit(X, Y, epochs=3, verbose=0)["loss"]
-        own = study.trial(delta=delta)
-        np.testing.assert_allclose(own.history["loss"], expected, rtol=1e-5)
-        np.testing.assert_allclose(own.cohort().evaluate(X, Y)["loss"], cohort.evaluate(X, Y)["loss"], rtol=1e-5)
-
-
 def test_trials_of_other_shapes_or_without_dropout_have_programs_of_their_own(tmp_path, tasks):
     trained(tmp_path, {"hidden": [2, 3], "dropout": [0.0, 0.5], "learning_rate": [1e-3, 1e-2]}, 2, epochs=1)
 
@@ -353,6 +334,13 @@ def test_progress_is_shown(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_on_a_terminal_a_bar_counts_members(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kohort.runs.shows_bars", lambda: True)
+    study_of(tmp_path, {"hidden": [2, 3]}, 2).run(X, Y, epochs=1)
+    written = re.sub("\x1b.*?m", "", capsys.readouterr().out)
+    assert re.findall(r"\r(\d+/\d+) \S+ \d+s \d+\w+/member", written) == ["2/4", "4/4"]
+
+
 def test_ctrl_c_keeps_what_is_finished(tmp_path, tasks, ctrl_c):
     def pressed(lanes, train, interrupt, workers):
         results = executors.in_threads(lanes, train, interrupt, 1)
@@ -442,6 +430,17 @@ def test_halving_keeps_the_best_of_all_trials(tmp_path):
     assert {key for key, epochs in reached.items() if epochs > 10} == set(best)
     outcomes = Counter(outcome.name for trial in study.trials for outcome in trial.history.outcome)
     assert outcomes == {"STOPPED_EARLY": 27, "COMPLETED": 9}
+
+
+def test_halving_takes_the_arguments_of_a_run(tmp_path):
+    (tmp_path / "b").mkdir()
+    options = {"bootstrap": True, "batch_size": 3, "block_size": 8, "callbacks": None, "trials": None}
+    study = study_of(tmp_path, {"hidden": [2]})
+    study.halve(X, Y, epochs=4, factor=2, rungs=1, verbose=0, **options)
+    whole = trained(tmp_path / "b", {"hidden": [2]}, epochs=4, **options)
+
+    assert study.trial().specification["fit"]["bootstrap"] is True
+    assert differences(as_lists(left(study.trial().cohort())), as_lists(left(whole.trial().cohort()))) == []
 
 
 def whole_loss(study, key, epochs):

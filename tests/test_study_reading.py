@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 from oracle import differences
-from test_study import X, Y, as_lists, left, trained
+from test_study import X, Y, as_lists, left, network, trained
 
 import kohort
 from kohort import files, store
@@ -106,3 +106,49 @@ def test_a_block_of_other_epochs_or_seeds_is_no_result(change, tmp_path):
     files.write(path, store.KIND, store.VERSION, files.Contents(kept.about, arrays))
     with pytest.raises(ValueError, match=r"`path` must be a study whose blocks go on where others end\. .* or seeds\."):
         _ = study.trial().history
+
+
+# --- which trial is meant ---------------------------------------------------------------------------------------------
+
+
+def test_an_empty_mapping_is_one_trial_with_the_defaults(tmp_path):
+    study = trained(tmp_path, {}, 3, epochs=2)
+
+    assert [trial.parameters for trial in study.trials] == [{}]
+    assert str(study.trials) == "[Trial(no parameters: 3 members)]"
+    cohort = kohort.Cohort(network(), 3)
+    cohort.fit(X, Y, epochs=2, verbose=0)
+    assert differences(as_lists(left(study.trial().cohort())), as_lists(left(cohort))) == []
+    with pytest.raises(ValueError, match=r"hidden=9, which none has\. Trials there are: no parameters\.$"):
+        study.trial(hidden=9)
+
+
+def test_parameters_that_are_not_named_are_at_their_defaults(tmp_path):
+    study = trained(tmp_path, {"hidden": [2, 4], "activation": ["tanh", "relu"], "learning_rate": [1e-2]}, 2, epochs=1)
+
+    assert study.trial(hidden=4).parameters == {"hidden": 4, "activation": "relu", "learning_rate": 1e-2}
+    assert study.trial().parameters == {"hidden": 2, "activation": "relu", "learning_rate": 1e-2}
+    assert study.trial(hidden=4, activation="tanh").parameters["activation"] == "tanh"
+    assert study.compare({"hidden": 4}, {"hidden": 2}, loss=1e9).seeds == 2
+    by_loss = study.compare({"hidden": 4}, {"hidden": 2})
+    assert by_loss == study.compare({"hidden": 4}, {"hidden": 2}, by="loss")
+    assert by_loss.what == "median of last loss"
+    with pytest.raises(ValueError, match=r"of 4\. Received: hidden=4, which 2 have\. Trials like this: hidden=4, "):
+        kohort.open(study.path).trial(hidden=4)  # which knows no function
+
+
+def test_what_has_no_default_or_no_trial_at_it_must_be_named(tmp_path):
+    def own(hidden, activation="relu"):
+        return network(hidden, activation)
+
+    study = kohort.Study(tmp_path / "a", own, {"hidden": [2, 3], "activation": ["tanh", "relu", "elu"]}, 2)
+    study.run(X, Y, verbose=0)
+
+    with pytest.raises(ValueError, match=r"Received: activation='relu', which 2 have\. "):
+        study.trial(activation="relu")
+    with pytest.raises(ValueError, match=r"Received: no parameters, which 6 have\. "):
+        study.trial()
+    study = kohort.Study(tmp_path / "b", own, {"hidden": [2], "activation": ["tanh", "elu"]}, 2)
+    study.run(X, Y, verbose=0)
+    with pytest.raises(ValueError, match=r"Received: hidden=2, which 2 have\. "):
+        study.trial(hidden=2)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from refusals import refused
 from test_study import X, Y, network, study_of, trained
 
 import kohort
@@ -158,10 +159,10 @@ def test_questions_that_have_no_answer(tmp_path):
         ValueError, match=r"`parameters` must be those of one trial of 2\. Received: hidden=9, which none"
     ):
         study.trial(hidden=9)
-    with pytest.raises(ValueError, match=r"Received: none, which 2 have\. Trials like this: hidden=2; hidden=3"):
-        study.trial()
+    with pytest.raises(ValueError, match=r"no parameters, which 2 have\. Trials like this: hidden=2; hidden=3"):
+        kohort.open(study.path).trial()
     with pytest.raises(ValueError, match=r"`compare` must be given a metric as `by`"):
-        study.compare({"hidden": 2}, {"hidden": 3})
+        study.compare({"hidden": 2}, {"hidden": 3}, by="loss", mae=1)
     with pytest.raises(
         ValueError, match=r"`by` must be a metric of the history of both .*loss, mae\. Received: by='auc'"
     ):
@@ -172,6 +173,26 @@ def test_questions_that_have_no_answer(tmp_path):
         study.halve(X, Y, epochs=3, callbacks=keras.callbacks.TerminateOnNaN())
     with pytest.raises(ValueError, match=r"`factor` must be an integer of at least 2"):
         study.halve(X, Y, epochs=3, factor=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"trials": [{"hidden": 2}]}, ValueError, r"`trials` must be left out, because members of all .*=\[{'hidden'"),
+        (
+            {"batchsize": 2},
+            TypeError,
+            r"`arguments` must be some of those of `run`: batch_size, .*: batchsize=2",
+        ),
+        ({"initial_epoch": 2}, TypeError, r"`arguments` must be some of those of `run`: .* Received: initial_epoch=2"),
+        ({"bootstrap": 3}, ValueError, r"`bootstrap` must be True or False"),
+    ],
+)
+def test_a_wrong_halving_is_refused_before_anything_is_made(arguments, error, message, tmp_path):
+    study = study_of(tmp_path, {"hidden": [2]}, 4)
+    with refused(error, message):
+        study.halve(X, Y, epochs=3, verbose=0, **arguments)
+    assert not (tmp_path / "a.kohort").exists()
 
 
 def test_two_runs_of_one_study(tmp_path):

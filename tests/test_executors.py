@@ -1,0 +1,74 @@
+"""Who trains the blocks of a study: lanes side by side, the tasks of a lane one after the other."""
+
+import threading
+
+import pytest
+from test_study import trained
+
+from kohort.executors import in_threads
+from kohort.progress import Interrupt
+
+
+def test_lanes_are_done_side_by_side():
+    """Each of two tasks waits until the other is begun."""
+    barrier = threading.Barrier(2, timeout=60)
+
+    def train(task):
+        barrier.wait()
+        return task
+
+    assert sorted(in_threads([["a"], [], ["b"]], train, Interrupt(), workers=2)) == ["a", "b"]
+
+
+def test_the_tasks_of_a_lane_are_done_one_after_the_other():
+    """While another thread has nothing to do, no task begins before the one before it in its lane has ended."""
+    begun = {task: threading.Event() for task in range(4)}
+
+    def train(task):
+        begun[task].set()
+        assert task == 3 or not begun[task + 1].wait(0.2)
+        return task
+
+    assert list(in_threads([list(begun)], train, Interrupt(), workers=4)) == [0, 1, 2, 3]
+
+
+def test_a_lane_that_was_begun_goes_before_one_that_was_not():
+    lanes = [["a1", "a2"], ["b1"]]
+
+    assert list(in_threads(lanes, lambda task: task, Interrupt(), workers=1)) == ["a1", "a2", "b1"]
+
+
+def test_who_is_interrupted_begins_nothing_new():
+    interrupt, begun = Interrupt(), []
+
+    def train(task):
+        begun.append(task)
+        interrupt.press()
+        return task
+
+    assert list(in_threads([["a1", "a2"], ["b1"]], train, interrupt, workers=1)) == ["a1"]
+    assert begun == ["a1"]
+
+
+def test_an_error_of_a_task_is_raised_here():
+    def train(task):
+        raise MemoryError(task)
+
+    with pytest.raises(MemoryError, match="a1"):
+        list(in_threads([["a1", "a2"]], train, Interrupt(), workers=1))
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize(("shuffle", "workers"), [(True, {2, 3, 4}), ("batch", {1})])
+def test_a_run_asks_for_lanes_side_by_side_unless_keras_draws_the_order(shuffle, workers, tmp_path):
+    """Keras's own iterator draws from the one generator that all threads share."""
+    asked = []
+
+    def noting(lanes, train, interrupt, workers):
+        asked.append(workers)
+        return in_threads(lanes, train, interrupt, workers)
+
+    study = trained(tmp_path, {"hidden": [2, 3]}, 2, epochs=1, shuffle=shuffle, executor=noting)
+    assert len(asked) == 1
+    assert asked[0] in workers
+    assert [len(trial) for trial in study.trials] == [2, 2]
