@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -23,12 +22,7 @@ TRIALS = [({"hidden": 2, "activation": "relu"}, {"model": {"layers": 2}}), ({"hi
 ARRAYS = {"seeds": np.array([3, 4], np.uint32), "history/loss": RNG.random((2, 5)).astype("float32")}
 
 
-@pytest.fixture(autouse=True)
-def annotations_unchecked():
-    """Turns the checks of kohort's annotations off: whoever uses kohort has none, and must be told by kohort itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
 
 def block(trial=1, seeds=(3, 4), first_epoch=0, epochs=5):
