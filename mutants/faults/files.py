@@ -45,6 +45,13 @@ FAULTS = [
         (f"{FILES}test_kills_during_saves_leave_a_whole_file", f"{FILES}test_what_is_written_is_read"),
     ),
     Fault(
+        "positions-of-generators-not-checked",
+        "kohort/generators.py",
+        "(states is not None and (states[:, 624] > 624).any())",
+        "False",
+        ("tests/test_saved_members.py::test_values_and_rows_that_cannot_be_are_refused[a_position_beyond]",),
+    ),
+    Fault(
         "values-of-a-file-forgotten",
         "kohort/saving.py",
         "varied = check_vary(model, varied or None, len(seeds), grid=False)",

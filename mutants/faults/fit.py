@@ -91,6 +91,13 @@ FAULTS = [
         (f"{ARGUMENT}[initial-epoch]",),
     ),
     Fault(
+        "metrics-of-layers-overlooked",
+        "kohort/fit.py",
+        "layer = keras_parts.layer_with_metrics(model)",
+        "layer = None",
+        ("tests/test_fall_back.py::test_a_layer_with_a_metric_of_its_own",),
+    ),
+    Fault(
         "logs-of-the-wrong-epoch",
         "kohort/engine.py",
         "lax.dynamic_update_index_in_dim(h, log, e, 0), carry[1], logs)",

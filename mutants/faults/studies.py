@@ -5,6 +5,42 @@ from fault import Fault
 STUDY = "tests/test_study.py::"
 
 FAULTS = [
+    # what Keras does not tell, and what a stranger may claim
+    Fault(
+        "arguments-of-losses-forgotten",
+        "kohort/blueprint.py",
+        'if "loss_arguments" in description:',
+        "if not description:",
+        ("tests/test_saved_members.py::test_what_keras_leaves_out_of_a_configuration_is_kept",),
+    ),
+    Fault(
+        "trials-of-other-losses-trained-alike",
+        "kohort/blueprint.py",
+        '"loss_arguments": keras_parts.loss_arguments(model),',
+        '"loss_arguments": [{} for _ in keras_parts.loss_arguments(model)],',
+        ("tests/test_variants.py",),
+    ),
+    Fault(
+        "claimed-epochs-believed",
+        "kohort/blocks.py",
+        "        _check_follows(block, arrays, seen)\n",
+        "",
+        ("tests/test_study_reading.py::test_a_block_of_other_epochs_or_seeds_is_no_result",),
+    ),
+    Fault(
+        "journal-not-looked-at",
+        "kohort/store.py",
+        "if journal.read() == NAMES_ANOTHER_FILE:",
+        "if journal.closed:",
+        ("tests/test_store.py::test_a_journal_that_names_another_file_is_refused",),
+    ),
+    Fault(
+        "links-followed",
+        "kohort/store.py",
+        "if (self.folder / name).is_symlink():",
+        "if not name:",
+        ("tests/test_store.py::test_a_link_to_another_place_is_refused",),
+    ),
     Fault(
         "block-committed-twice",
         "kohort/store.py",
