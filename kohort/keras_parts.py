@@ -143,7 +143,7 @@ def set_loss_arguments(model: keras.Model, arguments: list[dict[str, Any]]) -> N
 
 
 def _losses(model: keras.Model) -> list[keras.losses.Loss]:
-    return [part for part in tree.flatten(compile_options(model)["loss"]) if isinstance(part, keras.losses.Loss)]
+    return [part for part in tree.flatten(compile_options(model).get("loss")) if isinstance(part, keras.losses.Loss)]
 
 
 def layer_with_metrics(model: keras.Model) -> keras.layers.Layer | None:
