@@ -59,7 +59,9 @@ def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents],
     stopped = np.where(
         (stopped < 0) & (reached < max(asked, epochs)), reached - 1, stopped
     )  # nobody went on with these
-    kept = {name.removeprefix(HISTORY): metrics[name][:, :seen] for name in sorted(metrics)}
+    # A block may be too short to validate: its metrics have no room for it.
+    whole = {name: _room(of, of, len(seeds), seen) for name, of in sorted(metrics.items())}
+    kept = {name.removeprefix(HISTORY): of for name, of in whole.items()}
     return CohortHistory(kept, seeds, list(range(seen)), stopped)
 
 

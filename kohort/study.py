@@ -306,7 +306,8 @@ class Study(StoredStudy):
         for row in rows:
             known = self._known.get(canonical(row.parameters))
             if known is not None:
-                found = next(variants.differences(row.specification, known[1]), None)
+                before = {"loss_arguments": known[1]["loss_arguments"], **row.specification}  # earlier ones hold none
+                found = next(variants.differences(before, known[1]), None)
                 plans.check_same_network(self.path, row.parameters, found)
 
     @property

@@ -179,9 +179,9 @@ def overhead(monkeypatch):
 
 
 def test_a_fall_back_costs_next_to_nothing(overhead):
-    """Less than a few such calls; how many milliseconds it is, `benchmarks/overhead.py` tells on a quiet machine."""
+    """Issue 3 asks for less than a millisecond a call; where other tests slow Keras's own call down, it may be more."""
     plain, by_switch = overhead.measure(rounds=60)
-    assert min(by_switch) < 4 * min(plain)
+    assert min(by_switch) - min(plain) < max(overhead.MOST_MILLISECONDS, 1.5 * min(plain))
     assert kohort.report().calls == 60
 
 

@@ -1,13 +1,15 @@
 """A study is read by who has not its code, and what is damaged is no result."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 from oracle import differences
 from test_study import X, Y, as_lists, left, network, trained
 
 import kohort
-from kohort import files, store
+from kohort import files, store, variants
+from kohort.blocks import history_of
 
 pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
@@ -152,3 +154,32 @@ def test_what_has_no_default_or_no_trial_at_it_must_be_named(tmp_path):
     study.run(X, Y, verbose=0)
     with pytest.raises(ValueError, match=r"Received: hidden=2, which 2 have\. "):
         study.trial(hidden=2)
+
+
+def test_a_block_that_was_too_short_to_validate():
+    """The metrics of all blocks have as many epochs as the longest."""
+
+    def read(block):
+        epochs = np.arange(block.first_epoch, block.epochs)
+        curves = {"history/loss": np.ones((2, len(epochs)), "float32")}
+        curves |= {} if block.first_epoch else {"history/val_loss": np.ones((2, len(epochs)), "float32")}
+        return files.Contents({}, {"seeds": np.array([3, 4]), "epoch": epochs, "stopped_epoch": [-1, -1], **curves})
+
+    pair = [store.BlockRow(1, first, last, (3, 4), "", {}) for first, last in ((0, 3), (3, 5))]
+    history = history_of(pair, read)
+    assert {name: values.shape for name, values in history.items()} == {"loss": (2, 5), "val_loss": (2, 5)}
+    assert np.isnan(history["val_loss"][:, 3:]).all()
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_a_study_from_before_losses_told_their_arguments_goes_on(tmp_path, monkeypatch):
+    described = variants.description_of
+
+    def without(model):
+        return {key: value for key, value in described(model).items() if key != "loss_arguments"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(variants, "description_of", without)
+        trained(tmp_path, {"hidden": [2]}, 2, epochs=2)
+    study = trained(tmp_path, {"hidden": [2]}, 2, epochs=4)
+    assert study.trial().history["loss"].shape == (2, 4)
