@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kohort import remote
+from kohort import keras_internals, remote
 from kohort.checks import NotFiniteError, Recipe, check_backend, check_data, received
+from kohort.epochs import ArrayEpochs
 from kohort.fit import (
     FallBackWarning,
     Request,
@@ -25,8 +26,10 @@ from kohort.fit import (
     why_fall_back,
 )
 from kohort.passes import TO_KERAS, evaluated, predicted
+from kohort.progress import Progress
 from kohort.report import KERAS, PARTED, VERIFIED, recorded
 from kohort.shapes import shapes_of
+from kohort.stream import check_streams, epochs_of
 from kohort.verify import both_ways, why_not_twice
 
 
@@ -64,11 +67,7 @@ class Settings(NamedTuple):
 
 
 class Installed:
-    """What `kohort.install` returns: as a context manager it restores, at the end of the block, what was before."""
-
-    def __init__(self, before: Settings | None) -> None:
-        """Remembers how the switch was set before."""
-        self._before = before
+    """What `kohort.install` returns: as a context manager it uninstalls kohort at the end of the block."""
 
     def __repr__(self) -> str:
         return "<kohort is installed>" if _settings else "<kohort is not installed>"
@@ -77,7 +76,7 @@ class Installed:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _switch(self._before)
+        uninstall()
 
 
 _settings: Settings | None = None
@@ -89,7 +88,7 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
     Each fit leaves what Keras leaves. One that cannot run compiled, or that `kohort.fit` would refuse, runs through
     Keras, and a `FallBackWarning` says why. `evaluate` and `predict` on arrays, silent and without callbacks, run
     as one program from that call on with which some 5,000 batches of such data have been asked: before, to
-    compile it would take longer than it gains. Installed again, kohort takes the new flags.
+    compile it would take longer than it gains.
 
     Args:
         strict: Whether a fit that cannot run compiled is an error, a `kohort.FallBackError`, and not run at all.
@@ -99,12 +98,12 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
             on JAX: another backend draws and rounds in its own way.
 
     Returns:
-        A context manager: `with kohort.install():` restores at its end what was before.
+        A context manager: `with kohort.install():` uninstalls kohort at its end.
 
     Raises:
         TypeError: If a flag is not True or False.
-        RuntimeError: If something else has put a `fit` of its own into `keras.Model`, or if fits are to be verified and
-            Keras runs on another backend than JAX.
+        RuntimeError: If kohort is installed already, if something else has put a `fit` of its own into `keras.Model`,
+            or if fits are to be verified and Keras runs on another backend than JAX.
 
     Example:
         >>> import kohort, keras
@@ -120,9 +119,14 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
             raise TypeError(f"`{name}` must be True or False. Received: {received(name, flag)}. Pass one of these.")
     if verify:
         check_backend("kohort.install(verify=True)")
-    installed = Installed(_settings)
+    if _settings is not None:
+        raise RuntimeError(
+            "`kohort.install` must be called where kohort is not installed. "
+            f"Received: a call while it is, with strict={_settings.strict}, verify={_settings.verify}. "
+            "Leave this call out, or call `kohort.uninstall()` before it."
+        )
     _switch(Settings(strict, verify))
-    return installed
+    return Installed()
 
 
 def uninstall() -> None:
@@ -251,11 +255,39 @@ def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | N
         (f"kohort does not know the argument `{unknown}`" if unknown else None)
         or _refusal(check_arguments, model, request)
         or why_fall_back(model, request, inside_fit=True)
-        or _refusal(_check_all_but_numbers, model, *request[:4], recipe)
         or _refusal(remote.check, model)
-        or shapes_of(model).why_not_compile(request)
+        or shapes_of(model).why_not_compile(request)  # before the data are looked through, which takes its time
+        or _refusal(_check_all_but_numbers, model, *request[:4], recipe)
+        or _refusal(check_streams, request.x, request.validation_data)
+        or _why_the_worker_cannot(model, request)
     )
     return request, reason
+
+
+def _why_the_worker_cannot(model: keras.Model, request: Request) -> str | None:
+    """Returns what the worker meets that trains models of another backend, when it shall compile such a fit, or None.
+
+    Where `kohort.fit` raises, the switch leaves it to Keras: its own backend may run what JAX cannot.
+    """
+    if not remote.is_needed():
+        return None
+    progress = Progress(request.recipe.epochs, request.verbose)
+    progress.begin(request.recipe.initial_epoch)
+    try:
+        said = _rehearsed(model, request)
+    except remote.WorkerError as error:
+        said = str(error)
+    finally:
+        progress.rewind()
+    if not said:
+        return None
+    return f"the worker process, where Keras runs on JAX, cannot run it: {said.removesuffix('.')}"
+
+
+def _rehearsed(model: keras.Model, request: Request) -> str | None:
+    source = epochs_of(model, *request[:4], request.recipe)
+    # Streams do not go to the worker.
+    return source.rehearse(keras_internals.read_state(model)) if isinstance(source, ArrayEpochs) else None
 
 
 def _check_all_but_numbers(model: keras.Model, *data_and_recipe: Any) -> None:

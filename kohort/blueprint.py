@@ -128,7 +128,7 @@ def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> Non
     try:
         keras.saving.deserialize_keras_object(serialised, custom_objects=_imported(customs))
     except (TypeError, ValueError) as error:
-        received = f"a configuration from which Keras does not build it again ({_first_line(error)})"
+        received = f"a configuration from which Keras does not build it again ({first_line(error)})"
         step = "Let the `get_config` of its parts tell what `__init__` takes, `**kwargs` included"
         raise _refusal(model, received, step) from error
     finally:
@@ -145,7 +145,8 @@ def _imported(customs: list[Custom]) -> dict[str, Any]:
     return {custom.registered_name: found(custom) for custom in customs}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns what went wrong at first, in one line."""
     while error.__context__ is not None:  # Keras wraps what went wrong, at each level of the model
         error = error.__context__
     line = " ".join(str(error).split())
@@ -161,7 +162,7 @@ def _serialised(model: keras.Model, refusal: Callable) -> dict:
         serialised = keras.saving.serialize_keras_object(model)
         return keras_parts.on_any_backend(json.loads(json.dumps(serialised)))
     except (NotImplementedError, TypeError) as error:
-        received = f"a part that does not tell its configuration ({_first_line(error)})"
+        received = f"a part that does not tell its configuration ({first_line(error)})"
         raise refusal(model, received, "Give that class a `get_config` of plain values") from error
 
 

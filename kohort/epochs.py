@@ -20,6 +20,7 @@ from kohort.data import BatchOrder, Inputs
 from kohort.engine import Pace, Schedule, State
 from kohort.programs import programs_of, shapes_of
 from kohort.progress import Interrupt
+from kohort.remote import RemotePrograms
 
 
 class Advanced(NamedTuple):
@@ -77,6 +78,17 @@ class ArrayEpochs:
         self.programs = programs_of(model)
         self.program = self.programs.epochs(data.cut, data.validation_cut, self.capacity)
         self.pace = self.programs.pace(self.capacity, data.cut, data.validation_cut, shapes_of(data))
+
+    def rehearse(self, state: State) -> str:
+        """Has the worker compile what the fit will run, by a call of no epoch; returns why it cannot, or nothing."""
+        if not isinstance(self.programs, RemotePrograms):
+            return ""
+        validation = self.data.validation.batch if self.data.validation else None
+        with restored_generator():
+            schedule = self._draw(1)
+        validates = validation_epochs(self.data, self.recipe, range(1), self.capacity)
+        schedule = schedule._replace(validates=validates)
+        return self.programs.rehearse(self.program(state, self.data.training.batch, validation, schedule, 0))
 
     def most(self, remaining: int) -> int:
         """Returns how many epochs take about a moment."""

@@ -74,6 +74,12 @@ def _gains(model: keras.Model, method: str, batch_size: Any, x: Any, y: Any = No
         return False
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         return False
+    leaves = [leaf for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None]
+    if not leaves or not all(getattr(leaf, "shape", ()) for leaf in leaves):
+        return False
+    steps = -(-leaves[0].shape[0] // (batch_size or 32))
+    if not shapes_of(model).pays((method, batch_size, *(tuple(leaf.shape) for leaf in leaves)), steps):
+        return False  # before the data are looked through, which takes its time
     try:
         if method == "evaluate":
             check_data(model, x, y, sample_weight, None, Recipe(batch_size))
@@ -82,9 +88,7 @@ def _gains(model: keras.Model, method: str, batch_size: Any, x: Any, y: Any = No
             check_features(model, x)
     except (TypeError, ValueError):
         return False  # Keras takes more, or says what is wrong
-    leaves = [leaf for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None]
-    steps = -(-leaves[0].shape[0] // (batch_size or 32))
-    return shapes_of(model).pays((method, batch_size, *(tuple(leaf.shape) for leaf in leaves)), steps)
+    return True
 
 
 def _waited(compute: Callable[[], Any]) -> Any:

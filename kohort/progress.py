@@ -144,6 +144,11 @@ class Progress:
             self.bar = keras.utils.Progbar(self.epochs - epoch, unit_name="epoch", stateless_metrics=())
             print_message(f"Epoch {epoch + 1}/{self.epochs} ...", line_break=False)
 
+    def rewind(self) -> None:
+        """Goes back to where it began: what is shown next is written over it."""
+        if self.bar is not None:
+            print_message("\r", line_break=False)
+
     def update(self, epoch: int, count: int, logs: dict) -> None:
         """Takes in the last logs of the `count` epochs from `epoch` on."""
         self.last = (epoch + count, [(name, value) for name, value in logs.items() if np.ndim(value) == 0])

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -98,10 +99,7 @@ class Worker:
         except (WorkerError, OSError) as error:
             ours.close()
             self._output.close()
-            raise WorkerError(
-                f"kohort's worker process could not start: {error}. "
-                f'Run `KERAS_BACKEND=jax {sys.executable} -c "import kohort.worker"` to see more.'
-            ) from None
+            raise WorkerError(f"kohort's worker process could not start: {error}. {_remedy(str(error))}") from None
 
     def _start(self, descriptor: int) -> subprocess.Popen:
         environment = {
@@ -135,17 +133,21 @@ class Worker:
             WorkerError: If the process ends.
             Exception: What the worker raised, where that is one of Python's own exceptions.
         """
+        answer = self.ask(message, arrays, interrupt)
+        if answer is not None and "error" in answer[0]:
+            raise _error_of(answer[0])
+        return answer
+
+    def ask(self, message: dict, arrays: Any = None, interrupt: Any = None) -> tuple[dict, Any] | None:
+        """Does what `call` does, but returns what the worker raised as an answer."""
         with self.lock:
             try:
-                answer = self._exchange({**message, "forget": self._to_forget()}, arrays, interrupt)
+                return self._exchange({**message, "forget": self._to_forget()}, arrays, interrupt)
             except WorkerError as error:
                 raise WorkerError(
                     f"kohort's worker process is gone: {error}. The model holds its last finished epoch. "
                     "Call fit again: it starts a new worker."
                 ) from None
-        if answer is not None and "error" in answer[0]:
-            raise _error_of(answer[0])
-        return answer
 
     def _exchange(self, message: dict, arrays: Any = None, interrupt: Any = None) -> tuple[dict, Any] | None:
         try:
@@ -260,6 +262,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+def _remedy(said: str) -> str:
+    """Returns what to do about a worker that could not start."""
+    missing = re.search(r"No module named '(\w+)", said)
+    if missing:
+        return f"Install it: `{sys.executable} -m pip install {missing[1]}`."
+    return f'Run `KERAS_BACKEND=jax {sys.executable} -c "import kohort.worker"` to see more.'
+
+
 def _error_of(answer: dict) -> BaseException:
     """Returns the error that the worker met, as it would have been met here."""
     kind = getattr(builtins, answer["error"], None)
@@ -299,6 +309,7 @@ class RemotePrograms:
         self._blueprint = blueprint(model)
         self._name = hashlib.sha256(json.dumps(self._blueprint).encode()).hexdigest()
         self._paces: dict[tuple, Pace] = {}
+        self._rehearsed: dict[tuple, str] = {}
         self.room: Any = None  # memory that held the row numbers of the last call
 
     def is_of(self, model: keras.Model) -> bool:
@@ -327,6 +338,17 @@ class RemotePrograms:
         """Returns the measured pace of a program at some shape."""
         return self._paces.setdefault(key, Pace())
 
+    def rehearse(self, request: Request) -> str:
+        """Makes a call of no epoch, once for each program and shape, and returns why the worker cannot, or nothing."""
+        shapes = tuple(array.shape for array in arrays_of((request.samples, request.validation)))
+        key = (*request.program, shapes)
+        if key not in self._rehearsed:
+            other = worker()
+            with other.lock:
+                answer = self._answer(other, request, None) or ({}, None)
+            self._rehearsed[key] = "{error}: {cause}".format_map(answer[0]) if "error" in answer[0] else ""
+        return self._rehearsed[key]
+
     def wait(self, request: Request, interrupt: Any) -> tuple[State, Any] | None:
         """Makes the call. Returns the state after it and its logs, or None if it was interrupted before its end."""
         other = worker()
@@ -334,6 +356,18 @@ class RemotePrograms:
             return self._run(other, request, interrupt)
 
     def _run(self, other: Worker, request: Request, interrupt: Any) -> tuple[State, Any] | None:
+        answer = self._answer(other, request, interrupt)
+        if answer is None:
+            return None
+        if "error" in answer[0]:
+            raise _error_of(answer[0])
+        other.compilations = answer[0]["compilations"]
+        lists, logs = answer[1]
+        other.last = State(*lists)
+        return other.last, logs
+
+    def _answer(self, other: Worker, request: Request, interrupt: Any) -> tuple[dict, Any] | None:
+        """Returns what the worker answers, an error, too; None if it was interrupted."""
         message = {
             "do": "run",
             "model": self._name,
@@ -343,12 +377,7 @@ class RemotePrograms:
             "count": request.epochs,
         }
         state = None if request.state is other.last else request.state
-        answer = other.call(message, (state, request.schedule), interrupt)
+        answer = other.ask(message, (state, request.schedule), interrupt)
         if answer is not None and answer[0].get("wants_blueprint"):
-            answer = other.call({**message, "blueprint": self._blueprint}, (state, request.schedule), interrupt)
-        if answer is None:
-            return None
-        other.compilations = answer[0]["compilations"]
-        lists, logs = answer[1]
-        other.last = State(*lists)
-        return other.last, logs
+            answer = other.ask({**message, "blueprint": self._blueprint}, (state, request.schedule), interrupt)
+        return answer

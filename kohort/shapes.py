@@ -41,6 +41,8 @@ class Shapes:
         if keras_internals.are_not_dense(request.x, request.validation_data):
             return None  # streams are compiled for the shape of a batch, as by Keras
         leaves = [leaf for leaf in keras.tree.flatten(request[:4]) if leaf is not None]
+        if not leaves or not all(getattr(leaf, "shape", ()) for leaf in leaves):
+            return None  # no arrays of samples, of which the checks of data tell
         cuts = (recipe.batch_size, recipe.validation_batch_size, recipe.steps_per_epoch, recipe.validation_steps)
         shape = (*(tuple(leaf.shape) for leaf in leaves), *cuts, recipe.validation_split)
         steps = recipe.steps_per_epoch or -(-leaves[0].shape[0] // (recipe.batch_size or 32))

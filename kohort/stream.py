@@ -227,6 +227,13 @@ class Stream:
         return keras_internals.executions(self.iterator, self.model.steps_per_execution)
 
 
+def check_streams(x: Any, validation_data: Any) -> None:
+    """Raises a ValueError when one of them is a stream that is known to be empty."""
+    for name, data in (("x", x), ("validation_data", validation_data)):
+        if keras_internals.stream_kind(data):
+            check_stream(name, data)
+
+
 def check_stream(name: str, stream: Any) -> None:
     """Raises a ValueError when a stream is known to be empty; none of its batches is read."""
     if keras_internals.is_empty_stream(stream):
@@ -249,7 +256,7 @@ def check_batch(model: keras.Model, batch: Any, name: str) -> None:
         ValueError: If a shape does not fit.
     """
     for leaf in keras.tree.flatten(batch):
-        if leaf is not None and not NUMBERS.fullmatch(str(leaf.dtype)):
+        if leaf is not None and not NUMBERS.fullmatch(str(leaf.dtype).replace("complex", "float")):
             raise TypeError(
                 f"`{name}` must give batches of numbers. Received: {received('an array', leaf)} in a batch. "
                 "Encode text and categories as numbers."

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 from kohort import keras_internals
-from kohort.blueprint import build
+from kohort.blueprint import build, first_line
 from kohort.engine import Cut, Schedule, State
 from kohort.programs import Programs
 from kohort.structures import map_arrays
@@ -78,7 +78,8 @@ class Bench:
             return {"start": self._start, "keep": self._keep, "run": self._run}[message["do"]](message, arrays)
         except BaseException as error:  # it is not ours: it is raised again at the other end
             trace = "".join(traceback.format_exception(error)[-6:])
-            return {"error": type(error).__name__, "text": str(error), "trace": trace}, None
+            told = {"error": type(error).__name__, "text": str(error), "cause": first_line(error), "trace": trace}
+            return told, None
 
     def _start(self, *_: Any) -> tuple[dict, Any]:
         return {"python": sys.version}, None

@@ -388,13 +388,21 @@ def flags():
     return accelerate._settings
 
 
-def test_installed_twice_is_installed_once():
-    shown = kohort.install()
+def test_to_install_twice_is_an_error():
+    shown = kohort.install(strict=True)
     assert repr(shown) == "<kohort is installed>"
     ours = keras.Model.fit
-    kohort.install()
+    message = (
+        "`kohort.install` must be called where kohort is not installed. "
+        "Received: a call while it is, with strict=True, verify=False. "
+        "Leave this call out, or call `kohort.uninstall()` before it."
+    )
+    for again in ({}, {"strict": True}):
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            kohort.install(**again)
 
     assert keras.Model.fit is ours
+    assert flags() == (True, False)
     kohort.uninstall()
     assert "fit" not in vars(keras.Model)
     assert repr(shown) == "<kohort is not installed>"
@@ -407,21 +415,12 @@ def test_uninstalling_what_is_not_installed_does_nothing():
     assert keras.Model.fit is before
 
 
-def test_installed_again_it_takes_the_new_flags():
-    kohort.install(strict=True)
-    assert flags() == (True, False)
-    kohort.install(verify=True)
-    assert flags() == (False, True)
-
-
-def test_blocks_restore_what_was_before():
+def test_a_block_ends_uninstalled():
     with kohort.install(strict=True):
-        with kohort.install(verify=True):
-            assert flags() == (False, True)
         assert flags() == (True, False)
-        with pytest.raises(KeyError), kohort.install():
-            raise KeyError
-        assert flags() == (True, False)
+    assert flags() is None
+    with pytest.raises(KeyError), kohort.install():
+        raise KeyError
     assert flags() is None
     assert "fit" not in vars(keras.Model)
 

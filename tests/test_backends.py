@@ -207,6 +207,66 @@ def test_what_falls_back_runs_through_the_callers_keras(backend):
     ]
 
 
+STREAMS = """
+import warnings
+import keras, kohort
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return kohort.data.xor()
+
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+for train in (lambda **fit: kohort.fit(model, **fit), model.fit):
+    with warnings.catch_warnings(record=True) as caught, kohort.install():
+        warnings.simplefilter("always", kohort.FallBackWarning)
+        history = train(x=Batches(), epochs=2, verbose=0)
+    print([str(w.message) for w in caught if w.category is kohort.FallBackWarning], len(history.epoch))
+"""
+
+
+@each_backend
+def test_streams_are_read_by_the_callers_keras(backend):
+    if backend == "numpy":
+        pytest.skip("Keras does not train on NumPy")
+    told = "['kohort: Keras runs this fit itself, because `x` is a PyDataset, and the worker takes arrays.'] 2"
+
+    assert python(backend, "-c", STREAMS).splitlines() == [told, told]
+
+
+OWN_OPERATIONS = """
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+import keras, kohort, own_operations
+x, y = kohort.data.xor()
+model = keras.Sequential([keras.Input((2,)), own_operations.Squared(), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+with warnings.catch_warnings(record=True) as caught, kohort.install():
+    warnings.simplefilter("always", kohort.FallBackWarning)
+    history = model.fit(x, y, epochs=2, verbose=0)
+print([str(w.message) for w in caught if w.category is kohort.FallBackWarning], len(history.epoch))
+"""
+
+
+@each_backend
+def test_a_layer_of_the_backends_own_operations_is_left_to_it(backend, tmp_path):
+    """Such a layer crosses to the worker, but JAX cannot run it: switched on, kohort refuses nothing."""
+    if backend == "numpy":
+        pytest.skip("Keras does not train on NumPy")
+    square = {"tensorflow": "tensorflow.square", "torch": "torch.square"}[backend]
+    (tmp_path / "own_operations.py").write_text(
+        f"import keras, {backend}\n\n\nclass Squared(keras.layers.Layer):\n"
+        f"    def call(self, inputs):\n        return {square}(inputs)\n"
+    )
+    (line,) = python(backend, "-c", OWN_OPERATIONS, tmp_path).splitlines()
+
+    assert "kohort: Keras runs this fit itself, because the worker process, where Keras runs on JAX, cannot" in line
+    assert line.endswith(" 2")
+
+
 PICTURES = """
 import keras, kohort, numpy as np
 x, y = kohort.data.xor()

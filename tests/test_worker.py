@@ -127,3 +127,13 @@ def test_it_ends_when_nobody_is_there(parent):
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_a_parent_that_ends_as_ever_leaves_no_orphan():
+    """It awaits its worker, also where the script never asked for that."""
+    code = "import kohort; from kohort import remote; remote.always = True; print(remote.worker().process.pid)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)

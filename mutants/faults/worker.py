@@ -4,6 +4,7 @@ from fault import Fault
 
 REMOTE = "tests/test_remote.py::"
 WORKER = "tests/test_worker.py::"
+SWITCHED_ON = "tests/test_switched_on.py::"
 
 FAULTS = [
     Fault(
@@ -54,6 +55,27 @@ FAULTS = [
         "            os._exit(0)  # whatever is being computed, nobody waits for it",
         "            return",
         (f"{WORKER}test_it_ends_when_nobody_is_there[socket]",),
+    ),
+    Fault(
+        "rehearsal-draws",
+        "kohort/epochs.py",
+        "        with restored_generator():\n            schedule = self._draw(1)\n        validates",
+        "        if True:\n            schedule = self._draw(1)\n        validates",
+        (f"{SWITCHED_ON}test_what_the_worker_can_train_it_trains",),
+    ),
+    Fault(
+        "switched-on-the-worker-refuses",
+        "kohort/accelerate.py",
+        "        or _why_the_worker_cannot(model, request)\n",
+        "",
+        (f"{SWITCHED_ON}test_a_model_that_the_worker_cannot_train",),
+    ),
+    Fault(
+        "rehearsed-at-every-fit",
+        "kohort/remote.py",
+        "        if key not in self._rehearsed:",
+        "        if True:",
+        (f"{SWITCHED_ON}test_what_the_worker_cannot_run_it_is_asked_once",),
     ),
     Fault(
         "shared-memory-left-behind",

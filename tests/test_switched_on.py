@@ -1,0 +1,210 @@
+"""Switched on, kohort refuses nothing that Keras takes: of streams and workers, too, Keras runs what is refused."""
+
+import re
+import sys
+
+import custom_parts
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from oracle import by_keras, by_kohort, differences, run
+from streams import Stream, X, Y, build, generator
+
+import kohort
+from kohort import remote
+
+
+@pytest.fixture(autouse=True)
+def counted_anew():
+    kohort.report(clear=True)
+    yield
+    kohort.uninstall()
+
+
+def switched_on(model, **arguments):
+    with kohort.install():
+        return by_keras(model, **arguments)
+
+
+def both(make, arguments):
+    """Asserts that a fit leaves with kohort installed what it leaves without, and returns its row of the report."""
+    theirs = run(by_keras, make, 1, [arguments()])
+    ours = run(switched_on, make, 1, [arguments()])
+    assert differences(theirs, ours) == []
+    (row,) = kohort.report()
+    return row
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+class Complex(Stream):
+    """Batches of numbers that `kohort.fit` does not take as arrays."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x.astype("complex64"), y
+
+
+class Magnitude(layers.Layer):
+    def call(self, inputs):
+        return keras.ops.abs(inputs)
+
+
+def build_complex():
+    model = keras.Sequential([keras.Input((3,), dtype="complex64"), Magnitude(), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_batches_of_complex_numbers():
+    assert both(build_complex, lambda: {"x": Complex(), "epochs": 3}).way == "compiled"
+
+
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+def test_validation_data_that_are_known_to_be_empty():
+    """Keras validates on nothing, without a word."""
+    row = both(build, lambda: {"x": X, "y": Y, "epochs": 2, "validation_data": Stream(X[:0], Y[:0])})
+
+    assert row.reason == "`kohort.fit` would refuse it: `validation_data` must give at least one batch"
+
+
+# --- the worker -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_the_worker(monkeypatch):
+    monkeypatch.setattr(remote, "always", True)
+    yield
+    remote.end_worker()
+
+
+def build_failing():
+    """Runs in this process only, as a layer of TensorFlow's own operations does."""
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3), custom_parts.Failing(), layers.Dense(1)])
+    model.compile("adam", "mse")
+    return model
+
+
+def build_local():
+    class Local(layers.Layer):
+        def call(self, inputs):
+            return inputs
+
+    model = keras.Sequential([keras.Input((3,)), Local(), layers.Dense(1)])
+    model.compile("adam", "mse")
+    return model
+
+
+FIT = {"x": X, "y": Y, "epochs": 3, "validation_split": 0.2}
+
+
+@pytest.mark.usefixtures("in_the_worker")
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (build_failing, "the worker process, where Keras runs on JAX, cannot run it: ZeroDivisionError: not here"),
+        (
+            build_local,
+            "`kohort.fit` would refuse it: `model` must be made of parts that another process can import, .*",
+        ),
+    ],
+    ids=["cannot-run", "cannot-cross"],
+)
+def test_a_model_that_the_worker_cannot_train(make, reason):
+    assert re.fullmatch(reason, both(make, lambda: FIT).reason)
+
+
+@pytest.mark.usefixtures("in_the_worker")
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+def test_what_the_worker_cannot_run_it_is_asked_once(monkeypatch):
+    model, asked = build_failing(), []
+    ask = remote.Worker.ask
+    monkeypatch.setattr(remote.Worker, "ask", lambda *args, **kw: asked.append(args[1]["do"]) or ask(*args, **kw))
+    for _ in range(3):
+        switched_on(model, **FIT, verbose=0)
+
+    assert [row.calls for row in kohort.report()] == [3]
+    assert asked.count("run") == 2  # the second time with the model, which it did not have
+
+
+@pytest.mark.usefixtures("in_the_worker")
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+def test_a_worker_that_cannot_be_started(monkeypatch):
+    remote.end_worker()
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    row = both(build, lambda: FIT)
+
+    assert "worker process could not start: [Errno 2] No such file or directory: '/no/such/python'" in row.reason
+
+
+@pytest.mark.usefixtures("in_the_worker")
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+def test_a_system_without_what_the_worker_needs(monkeypatch):
+    remote.end_worker()
+    monkeypatch.delattr("socket.recv_fds")
+    row = both(build, lambda: FIT)
+
+    assert "kohort's worker process needs Linux or macOS" in row.reason
+
+
+@pytest.mark.usefixtures("in_the_worker")
+def test_what_the_worker_can_train_it_trains():
+    """A rehearsal draws nothing, and the numbers are Keras's."""
+    assert both(build, lambda: FIT).way == "compiled"
+
+
+@pytest.mark.usefixtures("in_the_worker")
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+def test_streams_are_read_in_this_process():
+    row = both(build, lambda: {"x": generator(), "steps_per_epoch": 3, "epochs": 2, "shuffle": False})
+
+    assert row.reason == "`x` is a generator, and the worker takes arrays"
+
+
+# --- what belongs to the process --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def build_distributed():
+    """Makes a model under a distribution of Keras over the devices that are here."""
+
+    def make():
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+        return build()
+
+    yield make
+    keras.distribution.set_distribution(None)
+
+
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+def test_a_distribution(build_distributed):
+    row = both(build_distributed, lambda: {"x": X[:40], "y": Y[:40], "epochs": 2, "batch_size": 8})
+
+    assert row.reason == "a `keras.distribution` is set"
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+LENGTHS = np.random.default_rng(1).integers(1, 7, 45)
+SEQUENCES = np.where(np.arange(7)[:, None] < LENGTHS[:, None, None], X[:, None, :], 0.0).astype("float32")
+STEPS = np.tile(Y[:, None, :], (1, 7, 1))
+
+
+def build_masked(mask=0.0):
+    """Predicts at each step: the mask of the steps that are none reaches the loss and the metrics."""
+    stack = [keras.Input((7, 3)), layers.Masking(mask), layers.GRU(4, return_sequences=True), layers.Dense(1)]
+    model = keras.Sequential(stack)
+    model.compile("adam", "mse", weighted_metrics=["mae"])
+    return model
+
+
+def test_masks_reach_the_loss():
+    fit = {"x": SEQUENCES, "y": STEPS, "epochs": 3, "validation_split": 0.25}
+    theirs, ours = (run(train, build_masked, 1, [fit]) for train in (by_keras, by_kohort))
+    unmasked = run(by_kohort, lambda: build_masked(mask=99.0), 1, [fit])
+
+    assert differences(theirs, ours) == []
+    assert differences(ours, unmasked) != []
