@@ -20,7 +20,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import kohort
 
@@ -40,8 +40,15 @@ def main() -> None:
         raise
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose complaints say what to do next."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message.removesuffix('.')}. See `{self.prog} --help`.")
+
+
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m kohort",
         usage="python -m kohort [options] (script.py | -m module) [arguments]",
         description="Runs a script with kohort installed: every model.fit that can runs compiled, with the same "

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 WRONG_USE = (TypeError, ValueError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError)
@@ -79,8 +79,15 @@ def _of_json(value: Any) -> Any:
 # --- the parser -------------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose complaints say what to do next; its commands' are likewise."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message.removesuffix('.')}. See `{self.prog} --help`.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kohort",
         description="Trains many small Keras networks at once, and tells how often and how surely they learn.",
         epilog=f"{EXITS}. `kohort COMMAND --help` tells of a command.",

@@ -152,6 +152,24 @@ def test_a_report_at_exit_and_a_line_of_reason(folder):
     assert [row.split(maxsplit=3)[3] for row in rows] == ["compiled", f"Keras, because {reason}"]
 
 
+def test_strict_ends_the_script_at_a_fall_back(folder):
+    done = by_kohort(folder, "--strict", "scripts/script.py", "--end", "fallback")
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "FallBackError: This fit cannot run compiled, because the callback Inner acts inside" in done.stderr
+    assert by_kohort(folder, "--strict", "scripts/script.py").returncode == 0
+
+
+def test_verify_runs_each_fit_both_ways(folder):
+    done = by_kohort(folder, "--verify", "--report", "scripts/script.py")
+
+    assert done.returncode == 0
+    assert done.stdout == python(folder, "scripts/script.py").stdout
+    assert "kohort: 1 of 1 fits ran compiled" in done.stderr
+    assert "both ways, same result" in done.stderr
+
+
 def test_an_interrupt_ends_the_script(folder):
     """As Python ends it, after the epoch that was at work; the report still comes."""
     done = by_kohort(folder, "--report", "scripts/script.py", "--end", "interrupt")
@@ -205,8 +223,8 @@ def quick(monkeypatch, capsys):
         ([], "a script is needed. Name one, such as `python -m kohort train.py`, or a module after -m."),
         (["--report"], "a script is needed. Name one, "),
         (["-m"], "a script is needed. Name one, "),
-        (["--reprot", "train.py"], "unrecognized arguments: --reprot"),
-        (["--rep", "train.py"], "unrecognized arguments: --rep"),
+        (["--reprot", "train.py"], "unrecognized arguments: --reprot. See `python -m kohort --help`."),
+        (["--rep", "train.py"], "unrecognized arguments: --rep. See `python -m kohort --help`."),
         (["nowhere.py"], "`script` must be a file. Received: 'nowhere.py', which does not exist. Look for it from '"),
         (["-m", "no.where"], "`-m` must name a module that can be imported. Received: 'no.where'. Install it, or go "),
     ],
