@@ -123,6 +123,7 @@ class CohortHistory(Mapping):
         epoch: The number of each epoch, as in `keras.callbacks.History.epoch`.
         stopped_epoch: The number of the epoch after which a callback stopped the member, or -1, shape (member,); the
             metrics are NaN from there on. If not given, nobody was stopped.
+        parameters: What else tells the members apart, such as their varied values and folds: name to array (member,).
 
     Example:
         >>> import numpy as np
@@ -142,12 +143,14 @@ class CohortHistory(Mapping):
         seeds: list[int],
         epoch: list[int],
         stopped_epoch: np.ndarray | None = None,
+        parameters: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Keeps the arrays as they are."""
         self.history: dict[str, Num[np.ndarray, "member epoch *value"]] = dict(metrics)
         self.seeds = list(seeds)
         self.epoch = list(epoch)
         self.stopped_epoch = np.full(len(self.seeds), -1) if stopped_epoch is None else np.asarray(stopped_epoch)
+        self.parameters = dict(parameters or {})
 
     def __getitem__(self, metric: str) -> np.ndarray:
         """Returns the array (member, epoch) of the metric."""
@@ -225,7 +228,8 @@ class CohortHistory(Mapping):
         Returns:
             An `xarray.Dataset` with the axes `member`, whose labels are the seeds, and `epoch`; each metric is a
             variable of it, and so is the `outcome` of each member, by name. Metrics of several numbers have one axis
-            more.
+            more. Where members differ in more than their seeds, each parameter and the fold is a coordinate along
+            `member`.
 
         Raises:
             ImportError: If xarray is not installed.
@@ -246,14 +250,16 @@ class CohortHistory(Mapping):
         metrics = {name: variable(name, values) for name, values in self.history.items()}
         if "loss" in self:
             metrics["outcome"] = ("member",), np.array([outcome.name for outcome in self.outcome])
-        return xarray.Dataset(metrics, {"member": self.seeds, "epoch": self.epoch})
+        along = {name: (("member",), values) for name, values in self.parameters.items()}
+        return xarray.Dataset(metrics, {"member": self.seeds, "epoch": self.epoch, **along})
 
     def to_pandas(self) -> Any:
         """Returns the metrics as a table, one row for each member and epoch.
 
         Returns:
             A `pandas.DataFrame` with the index (`member`, `epoch`), of which a member's label is its seed, and a column
-            for each metric; of a metric of several numbers one for each of them, such as `f1_score[0]`.
+            for each metric; of a metric of several numbers one for each of them, such as `f1_score[0]`. Where members
+            differ in more than their seeds, the index has a level for each parameter and the fold between the two.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -271,7 +277,10 @@ class CohortHistory(Mapping):
                    1       0.4
         """
         pandas = optional("pandas", "to_pandas")
-        index = pandas.MultiIndex.from_product([self.seeds, self.epoch], names=["member", "epoch"])
+        members = {"member": np.array(self.seeds), **self.parameters}
+        levels = {name: np.repeat(column, len(self.epoch)) for name, column in members.items()}
+        levels["epoch"] = np.tile(np.array(self.epoch, int), len(self.seeds))
+        index = pandas.MultiIndex.from_arrays([*levels.values()], names=[*levels])
         columns: dict[str, np.ndarray] = {}
         for name, values in self.history.items():
             rows = values.reshape(len(index), -1)

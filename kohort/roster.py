@@ -28,6 +28,11 @@ class Roster(NamedTuple):
         folds = {} if self.folds is None else {"fold": self.folds}
         return {"seed": np.array(self.seeds, np.int64), **self.varied, **folds}
 
+    @property
+    def differences(self) -> dict[str, np.ndarray]:
+        """The columns of that table beside the seeds."""
+        return {name: column for name, column in self.parameters.items() if name != "seed"}
+
     def crossed_with_folds(self, folds: int) -> "Roster":
         """Returns a roster in which each member stands once for each fold, the folds of one next to each other."""
         return Roster(

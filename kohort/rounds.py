@@ -65,7 +65,8 @@ class Rounds:
         self._calm_rounds = 0  # the last ones, in which next to nobody has stopped
         self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
         self.progress = Progress(recipe.epochs, verbose)
-        self.curves = Curves(members.seeds, range(recipe.initial_epoch, recipe.epochs))
+        epochs = range(recipe.initial_epoch, recipe.epochs)
+        self.curves = Curves(members.seeds, epochs, members.roster.differences)
 
     def prepare(self) -> None:
         """Compiles what the members begin with and how they train, in blocks for which there is room."""
@@ -413,7 +414,7 @@ if hasattr(os, "register_at_fork"):
 def stopped(history: CohortHistory, goes_on: np.ndarray) -> CohortHistory:
     """Returns the history of members that are all stopped after its last epoch."""
     stopped_epoch = np.where(goes_on, history.epoch[-1], history.stopped_epoch)
-    return CohortHistory(history.history, history.seeds, history.epoch, stopped_epoch)
+    return CohortHistory(history.history, history.seeds, history.epoch, stopped_epoch, history.parameters)
 
 
 def medians(history: CohortHistory) -> dict[str, float]:

@@ -56,6 +56,40 @@ def left(cohort):
     return [arrays, trained.generators.states, dict(trained.history), trained.history.epoch, members.roster]
 
 
+@pytest.mark.parametrize("rows", [{}, {"folds": 4}, {"bootstrap": True}], ids=["alone", "folds", "bootstrap"])
+@pytest.mark.parametrize("options", [{}, {"vary": RATES, "grid": True}], ids=["alike", "rates"])
+def test_five_epochs_and_five_more_are_ten(options, rows):
+    whole, halves = (kohort.Cohort(network(), seeds=2, exact=True, **options) for _ in range(2))
+    history = whole.fit(X, Y, epochs=10, batch_size=8, verbose=0, **rows)
+    parts = [halves.fit(X, Y, epochs=5, batch_size=8, verbose=0, **rows) for _ in range(2)]
+
+    (arrays, generators, *_, roster), ours = left(whole), left(halves)
+    assert differences([arrays, generators, roster], [*ours[:2], ours[-1]]) == []
+    joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in history}
+    assert differences(dict(history), joined) == []
+
+
+def test_the_history_tells_members_apart():
+    """Its labels are the seeds; what else differs stands beside them, in a loaded cohort, too."""
+    pytest.importorskip("pandas")
+    pytest.importorskip("xarray")
+    cohort = kohort.Cohort(network(), seeds=[7, 3], vary=RATES, grid=True)
+    history = cohort.fit(X, Y, epochs=2, batch_size=8, verbose=0, folds=3)
+    rates, folds = "optimizer.learning_rate", "fold"
+
+    arrays, table = history.to_xarray(), history.to_pandas()
+    assert arrays.sizes["member"] == 12
+    for name in (rates, folds):
+        np.testing.assert_array_equal(arrays[name], cohort.parameters[name])
+        assert arrays[name].dims == ("member",)
+    chosen = arrays.loss.where((arrays[rates] == 0.1) & (arrays[folds] == 2) & (arrays.member == 3), drop=True)
+    row = cohort.history["loss"][cohort._members.roster.find(3, **{rates: 0.1}, fold=2)]
+    np.testing.assert_array_equal(chosen[0], row)
+    assert table.index.names == ["member", rates, folds, "epoch"]
+    assert table.index.is_unique
+    np.testing.assert_array_equal(table.loc[(3, 0.1, 2), "loss"], row)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_members_come_back_as_they_were_and_go_on(way, tmp_path):
     cohort = fitted(way)
@@ -64,6 +98,7 @@ def test_members_come_back_as_they_were_and_go_on(way, tmp_path):
 
     assert differences(left(cohort), left(loaded)) == []
     assert differences(cohort.parameters, loaded.parameters) == []
+    assert differences(cohort.history.parameters, loaded.history.parameters) == []
     np.testing.assert_array_equal(cohort.predict(X), loaded.predict(X))
     if "folds" in WAYS[way][1] or "bootstrap" in WAYS[way][1]:
         np.testing.assert_array_equal(cohort.predict_out_of_fold(X), loaded.predict_out_of_fold(X))
