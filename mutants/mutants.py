@@ -7,7 +7,9 @@ a test that cannot be collected, or does not run, notices nothing.
 
 import argparse
 import concurrent.futures
+import datetime
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,10 @@ from fault import Fault
 from faults import FAULTS
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from results import put  # noqa: E402
+
 AT_ONCE = 2
 LIMIT_SECONDS = 300
 UNBROKEN_LIMIT_SECONDS = 1800
@@ -128,6 +134,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="faults to try, by default all")
     parser.add_argument("--part", metavar="K/N", help="only every N-th fault, beginning with the K-th")
     parser.add_argument("--list", action="store_true", help="print the names only")
+    parser.add_argument("--output", type=Path, help="write the results into this file, too, beside what else is there")
     arguments = parser.parse_args()
     faults = chosen(arguments.names)
     if arguments.part:
@@ -147,7 +154,33 @@ def main() -> None:
             results = [show(future.result()) for future in futures]
     noticed = sum(result.is_noticed for result in results)
     print(f"{noticed} of {len(results)} faults were noticed")
+    if arguments.output:
+        put(arguments.output, "mutants", f"## Deliberate faults\n\n{told(results)}")
     sys.exit(noticed < len(results))
+
+
+def told(results: list[Result]) -> str:
+    """Returns what was found, as Markdown: the counts by file, and each fault that nothing noticed."""
+    files = {fault.name: fault.file for fault in FAULTS}
+    by_file: dict[str, list[Result]] = {}
+    for result in results:
+        by_file.setdefault(files[result.fault], []).append(result)
+    rows = [
+        f"| {file} | {len(found)} | {sum(r.is_noticed for r in found)} |" for file, found in sorted(by_file.items())
+    ]
+    command = shlex.join(["./run", "mutants", *sys.argv[1:]])
+    return "\n".join(
+        [
+            f"Written by `{command}` on {datetime.date.today().isoformat()}: "
+            f"{sum(r.is_noticed for r in results)} of {len(results)} faults put into kohort on purpose were noticed by "
+            f"its own tests, of {len(FAULTS)} there are.",
+            "",
+            "| fault in | faults | noticed |",
+            "|---|---|---|",
+            *rows,
+            *(f"\nNot noticed: {r.fault}: {r.outcome.splitlines()[0]}" for r in results if not r.is_noticed),
+        ]
+    )
 
 
 def show(result: Result) -> Result:
