@@ -83,6 +83,25 @@ import keras, kohort
 print(keras.backend.backend(), "fit" in vars(keras.Model), xor is kohort.data.xor, kohort.report())
 """
 
+CELLS = """
+from IPython.core.interactiveshell import InteractiveShell
+
+CELLS = [
+    "%load_ext kohort",
+    "import keras, kohort",
+    "model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])",
+    "model.compile('sgd', 'mse')",
+    "_ = model.fit(*kohort.data.xor(), epochs=3, verbose=0)",
+    "print(kohort.report()[0][:4])",
+    "%load_ext kohort",
+    "%unload_ext kohort",
+    "print('fit' in vars(keras.Model))",
+]
+shell = InteractiveShell.instance()
+for cell in CELLS:
+    shell.run_cell(cell).raise_error()
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -193,6 +212,18 @@ def test_a_script_may_choose_the_backend_and_import_kohort(folder):
     done = by_kohort(folder, "choosing.py", KERAS_BACKEND="numpy")
 
     assert (done.stdout, done.stderr) == ("set()\njax True True kohort: no fit ran\n", "")
+
+
+def test_cells_of_a_notebook(folder):
+    done = python(folder, "-c", CELLS, IPYTHONDIR=str(folder))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "('compiled', '', 1, 3)",
+        "The kohort extension is already loaded. To reload it, use:",
+        "  %reload_ext kohort",
+        "False",
+    ]
 
 
 def test_a_script_with_a_wrong_line(folder):
