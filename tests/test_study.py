@@ -12,7 +12,6 @@ import pytest
 from keras import layers
 from keras.src.backend.common import global_state
 from oracle import differences
-from scipy.stats import binomtest
 
 import kohort
 from kohort import executors, plans, rounds
@@ -167,56 +166,7 @@ def test_generators_and_names_are_left_as_they_were(tmp_path):
     assert differences(before, after) == []
 
 
-# --- success rates ----------------------------------------------------------------------------------------------------
-
-
-def simulated(hidden, activation, seeds, epochs, rate=1e-2, bound=0.01):
-    """Trains networks on XOR in plain NumPy, each from weights of its own; returns which of them solved it.
-
-    Glorot-uniform kernels, zero biases, RMSprop as Keras has it (rho 0.9, epsilon 1e-7 beside the root), mean squared
-    error over the four rows in one batch.
-    """
-    random = np.random.default_rng(99)
-    act, slope = {
-        "relu": (lambda z: np.maximum(z, 0), lambda z, a: (z > 0) * 1.0),
-        "tanh": (np.tanh, lambda z, a: 1 - a**2),
-        "sigmoid": (lambda z: 1 / (1 + np.exp(-z)), lambda z, a: a * (1 - a)),
-    }[activation]
-
-    def glorot(a, b):
-        limit = np.sqrt(6 / (a + b))
-        return random.uniform(-limit, limit, (seeds, a, b))
-
-    weights = [glorot(2, hidden), np.zeros((seeds, 1, hidden)), glorot(hidden, 1), np.zeros((seeds, 1, 1))]
-    squares = [np.zeros_like(w) for w in weights]
-    x, y = X.astype(float), Y.reshape(-1, 1).astype(float)
-    for _ in range(epochs):
-        z = x @ weights[0] + weights[1]
-        a = act(z)
-        error = a @ weights[2] + weights[3] - y
-        loss = (error**2).mean(axis=(1, 2))
-        d = 2 * error / len(x)
-        dz = d @ weights[2].transpose(0, 2, 1) * slope(z, a)
-        gradients = [x.T @ dz, dz.sum(1, keepdims=True), a.transpose(0, 2, 1) @ d, d.sum(1, keepdims=True)]
-        for w, s, g in zip(weights, squares, gradients, strict=True):
-            s[:] = 0.9 * s + 0.1 * g**2
-            w -= rate * g / np.sqrt(s + 1e-7)
-    return loss <= bound
-
-
-def test_success_rates_agree_with_an_independent_simulation(tmp_path):
-    """Of each trial within the 99 % interval of the simulation's difference; Bonferroni for the six of them."""
-    study = trained(tmp_path, {"hidden": [2, 4], "activation": ["relu", "tanh", "sigmoid"]}, 300, epochs=600)
-    table = study.table(loss=0.01)
-
-    assert table["seeds"].tolist() == [300] * 6
-    assert len(set(table["solved"].tolist())) > 3
-    for row in table.rows:
-        k, n = int(simulated(row["hidden"], row["activation"], 2000, 600).sum()), 2000
-        theirs = binomtest(k, n).proportion_ci(1 - 0.01 / 6, method="wilson")
-        ours = binomtest(row["solved"], 300).proportion_ci(1 - 0.01 / 6, method="wilson")
-        margin = np.hypot(ours.high - ours.low, theirs.high - theirs.low) / 2
-        assert abs(row["rate"] - k / n) < margin, row
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_is_what_the_cohorts_say(tmp_path):
