@@ -16,6 +16,7 @@ from oracle import differences
 import kohort
 from kohort import executors, plans, rounds
 from kohort.history import CohortHistory
+from kohort.lots import Lot
 
 X, Y = kohort.data.xor()
 MOONS = kohort.data.moons(40)
@@ -380,6 +381,48 @@ def test_halving_keeps_the_best_of_all_trials(tmp_path):
     assert {key for key, epochs in reached.items() if epochs > 10} == set(best)
     outcomes = Counter(outcome.name for trial in study.trials for outcome in trial.history.outcome)
     assert outcomes == {"STOPPED_EARLY": 27, "COMPLETED": 9}
+
+
+def test_survivors_are_trained_exactly_as_without_halving(tmp_path):
+    (tmp_path / "b").mkdir()
+    grid = {"hidden": [2, 5], "learning_rate": [1e-3, 1e-2]}
+    whole = trained(tmp_path / "b", grid, 5, epochs=12, batch_size=3, exact=True)
+    study = study_of(tmp_path, grid, 5, exact=True)
+    study.halve(X, Y, epochs=12, factor=2, rungs=3, batch_size=3, verbose=0)
+
+    reached = []
+    for ours, theirs in zip(study.trials, whole.trials, strict=True):
+        for i, (loss, outcome) in enumerate(zip(ours.history["loss"], ours.history.outcome, strict=True)):
+            until = int(np.isfinite(loss).sum())
+            reached.append(until)
+            np.testing.assert_array_equal(loss[:until], theirs.history["loss"][i, :until])
+            if outcome.name == "COMPLETED":
+                own = [network_values(trial.cohort().member(ours.seeds[i])) for trial in (ours, theirs)]
+                assert differences(*own) == []
+    assert Counter(reached) == {3: 10, 6: 5, 12: 5}
+
+
+def network_values(model):
+    return [np.asarray(v.value) for v in [*model.variables, *model.optimizer.variables, *model.metrics_variables]]
+
+
+def test_survivors_of_all_trials_share_full_blocks_again(tmp_path, tasks, monkeypatch):
+    """What is computed is counted: no lane is kept for who was left, and none is padding."""
+    lanes_times_epochs = []
+
+    def call(lot, mapping, block, arguments, interrupt, real=Lot.call):
+        assert block.own == len(block.members)
+        lanes_times_epochs.append(block.own * arguments[4])
+        return real(lot, mapping, block, arguments, interrupt)
+
+    monkeypatch.setattr(Lot, "call", call)
+    monkeypatch.setattr("kohort.members.cores", lambda: 1)  # each of which would have a block of its own
+    study = study_of(tmp_path, {"learning_rate": [1e-3, 3e-3, 1e-2, 3e-2]}, 32)
+    study.halve(X, Y, epochs=16, factor=4, rungs=3, block_size=32, verbose=0)
+
+    assert [(task.first_epoch, len(task.members)) for task in tasks] == [(0, 32)] * 4 + [(1, 32), (4, 8)]
+    assert len({place for place, _ in tasks[4].members}) > 1
+    assert sum(lanes_times_epochs) == 4 * 32 + 32 * 3 + 8 * 12
 
 
 def test_halving_takes_the_arguments_of_a_run(tmp_path):
