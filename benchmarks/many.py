@@ -60,6 +60,9 @@ class Sweep(NamedTuple):
 SECONDS_OF_A_TURN, LIMIT_SECONDS = 1, 900
 DRAWN_TOGETHER = 56  # members, as in a block
 LOOPED = 5  # so many of the members are trained in a loop
+# Up to this learning rate the members of both are the same at the last epoch, too: losses differed by 2e-6 at most.
+# Where it is higher, rounding grows from epoch to epoch.
+STEADY_RATE = 0.02
 
 QUICK = Sizes(turns=1, many=64, folds=2, rates=2, seeds=1, epochs=1)
 
@@ -133,11 +136,11 @@ def sweep(pipe: Any, sizes: Sizes) -> None:
         fitted[:] = [kohort.Cohort(model, sizes.seeds, vary={"optimizer.learning_rate": rates}, grid=True)]
         fitted[0].fit(x, y, epochs=sizes.epochs, folds=sizes.folds, verbose=0)
 
-    def fit(network: keras.Model, fold: int) -> float:
+    def fit(network: keras.Model, fold: int) -> list[float]:
         own, held_out = list(StratifiedKFold(sizes.folds).split(x, y))[fold]
         validation_data = x[held_out], y[held_out]
         history = network.fit(x[own], y[own], epochs=sizes.epochs, validation_data=validation_data, verbose=0)
-        return history.history["val_loss"][0]  # later ones differ where a rate is so high that rounding grows
+        return history.history["val_loss"]
 
     def loop(members: range) -> None:
         """Trains some of the members as a loop over them would: the same networks, from the same seeds."""
@@ -145,10 +148,12 @@ def sweep(pipe: Any, sizes: Sizes) -> None:
         for member in members:
             keras.utils.set_random_seed(int(table["seed"][member]))
             network = keras.models.clone_model(model)
-            optimizer = keras.optimizers.Adam(table["optimizer.learning_rate"][member])
-            network.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
-            found, expected = fit(network, int(table["fold"][member])), fitted[0].history["val_loss"][member, 0]
-            if not np.isclose(found, expected, rtol=1e-4):
+            rate = table["optimizer.learning_rate"][member]
+            network.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+            compared = sizes.epochs if rate <= STEADY_RATE else 1
+            found = fit(network, int(table["fold"][member]))[:compared]
+            expected = fitted[0].history["val_loss"][member, :compared]
+            if not np.allclose(found, expected, rtol=1e-4, atol=0):
                 raise RuntimeError(f"member {member} has a val_loss of {expected} in the cohort, {found} in the loop")
 
     def turn(number: int) -> Sweep:

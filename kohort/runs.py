@@ -150,9 +150,10 @@ class Shown:
             self.bar.update(self.done, finalize=is_over)
         elif self.verbose == 2:
             seconds, own = block.about["wall_seconds"], named(row.parameters)
-            print(f"{self.done}/{self.members} members - {own}: {len(block.seeds)} more, {seconds:.2f} s")
+            more = f"{own}: {len(block.seeds)} more, {seconds:.2f} s"
+            print(f"{self.done}/{self.members} members - {more}", flush=True)  # into a file or a pipe, too, at once
         elif self.verbose == 1 and (is_over or now - self._told >= LINE_SECONDS):
-            print(f"{self.done}/{self.members} members - {now - self._start:.0f}s")
+            print(f"{self.done}/{self.members} members - {now - self._start:.0f}s", flush=True)
             self._told = now
 
     def finish(self) -> None:

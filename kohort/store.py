@@ -200,7 +200,8 @@ class Store:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Holds the lock of the writer: one of SQLite's, which the system takes away from whoever dies."""
-        lock = sqlite3.connect(self.folder / LOCK, timeout=0, isolation_level=None, check_same_thread=False)
+        with self._explained():
+            lock = sqlite3.connect(self.folder / LOCK, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             with self._explained():
                 lock.execute("BEGIN EXCLUSIVE")
@@ -285,17 +286,16 @@ class Store:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-            code = sqlite3.SQLITE_ERROR if code is None else code & 0xFF  # without what extends it
-            if code == sqlite3.SQLITE_BUSY:
+            code = sqlite3.SQLITE_ERROR if code is None else code
+            plain = code & 0xFF  # without what extends it
+            if plain == sqlite3.SQLITE_BUSY:
                 raise self._busy() from error
-            number = UNWRITABLE.get(code)
+            number = UNWRITABLE.get(code, UNWRITABLE.get(plain))
             if number is None:
                 raise self._damaged(str(error)) from error
             raise self._unwritable(number) from error
         except UnicodeDecodeError as error:  # of a text in the index, or of what SQLite says of it
             raise self._damaged("a text in it is none") from error
-        except (BlockingIOError, FileNotFoundError):
-            raise
         except OSError as error:
             if str(error).startswith("`"):  # it says so already
                 raise
@@ -332,6 +332,7 @@ class Store:
 UNWRITABLE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_READONLY_DIRECTORY: errno.EACCES,
     sqlite3.SQLITE_PERM: errno.EACCES,
     sqlite3.SQLITE_CANTOPEN: errno.EACCES,
     sqlite3.SQLITE_IOERR: errno.EIO,

@@ -218,6 +218,9 @@ class Preparation(NamedTuple):
 
     `layout` is read off a whole table: which columns there are, which categories have a place, where numbers are
     missing. The rest is learned from the rows that train.
+
+    Transformers of scikit-learn learn and encode. None of them is kept: they are saved as pickles alone, which run what
+    a stranger put in. What they have learned is, as plain numbers and words.
     """
 
     numeric: list[str]
@@ -241,13 +244,19 @@ class Preparation(NamedTuple):
         filled = np.where(np.isnan(numbers), self.medians, numbers)
         scaled = (filled - self.means) / self.scales
         missing = np.isnan(_stacked(table, self.gaps))
-        words = [table.columns[name] for name in self.categories]
-        found = [
-            np.array([[_category(word) == category for category in own] for word in column], bool).reshape(-1, len(own))
-            for column, own in zip(words, self.categories.values(), strict=True)
-        ]
-        whole = np.concatenate([scaled, missing, *found], axis=1)
+        whole = np.concatenate([scaled, missing, self._found(table)], axis=1)
         return np.where(self.told, whole, 0).astype("float32") if self.told else whole.astype("float32")
+
+    def _found(self, table: Table) -> np.ndarray:
+        """Returns which of the known categories stands in each row, (row, category)."""
+        if not self.categories:
+            return np.zeros((table.rows, 0))
+        from sklearn.preprocessing import OneHotEncoder
+
+        words = [[_category(word) for word in table.columns[name]] for name in self.categories]
+        known: Any = [np.array(own, object) for own in self.categories.values()]
+        encoder = OneHotEncoder(categories=known, handle_unknown="ignore", sparse_output=False)
+        return encoder.fit_transform(np.array(words, object).T)
 
     def _check(self, table: Table) -> None:
         for name in (*self.numeric, *self.categories):
@@ -270,7 +279,9 @@ def _stacked(table: Table, names: Sequence[str]) -> np.ndarray:
 
 
 def _category(word: Any) -> str:
-    return MISSING_CATEGORY if word is None else word if isinstance(word, str) else f"{word:g}"
+    if isinstance(word, str):
+        return word
+    return MISSING_CATEGORY if word is None or np.isnan(word) else f"{word:g}"  # a column may hold nothing but gaps
 
 
 def layout_of(table: Table) -> Preparation:
@@ -294,7 +305,7 @@ def learned(layout: Preparation, table: Table) -> Preparation:
 
     Source:
         `sklearn.impute.SimpleImputer(strategy="median")` and `sklearn.preprocessing.StandardScaler`, which compute what
-        is kept here; categories are those of its `OneHotEncoder(handle_unknown="ignore")`.
+        is kept here; its `OneHotEncoder(handle_unknown="ignore")` makes columns of categories.
     """
     own = layout
     if layout.numeric:

@@ -44,11 +44,12 @@ def place_of(model: keras.Model, path: str) -> tuple[Any, str]:
 
 
 def _place_in(part: Any, path: str) -> tuple[Any, str]:
-    holder, name = part, ""
-    for name in path.split(".")[1:]:
+    (before, *names), holder, name = path.split("."), part, ""
+    for name in names:
         holder, part = part, keras_parts.held(part, name)
         if part is keras_parts.MISSING:
-            raise refusal(path, f"{_kind(holder)} has no {name!r}", _numbers_at(path, name, holder))
+            raise refusal(path, f"{_kind(holder)} has no {name!r}", _numbers_at(before, holder))
+        before = f"{before}.{name}"
     _check_number(path, holder, name, part)
     return holder, name
 
@@ -75,7 +76,7 @@ def _check_number(path: str, holder: Any, name: str, number: Any) -> None:
     is_float = isinstance(number, float) or (getattr(number, "shape", None) == () and "float" in str(number.dtype))
     if not name or not is_float or isinstance(number, keras.Variable):
         what = "a variable, which training changes" if isinstance(number, keras.Variable) else _kind(number)
-        raise refusal(path, f"there is {what}", _numbers_at(f"{path}.", "", number))
+        raise refusal(path, f"there is {what}", _numbers_at(path, number))
     if not keras_parts.can_hold(holder, name):
         raise refusal(
             path, f"{_kind(holder)} only shows the number of one of its parts", "Name the part, such as 'cell'"
@@ -102,14 +103,16 @@ def _kind(part: Any) -> str:
     return f"`{part!r}`" if is_value else f"{'an' if type(part).__name__[0] in 'AEIOU' else 'a'} {type(part).__name__}"
 
 
-def _numbers_at(path: str, name: str, part: Any) -> str:
-    before = path.removesuffix(name)
+def _numbers_at(path: str, part: Any) -> str:
+    """Says what of a part, which is at this path, can be named."""
+    if isinstance(part, keras.Model):
+        return f"It has the layers {', '.join(repr(f'{path}.{layer.name}') for layer in part.layers)}"
     found = keras_parts.floats_of(part)
     if isinstance(part, keras.optimizers.Optimizer):
         found = ["learning_rate", *found]
     if isinstance(part, str):
         return f"Compile with an object instead, such as `keras.losses.Huber()` in the place of {part!r}"
-    return f"It holds {', '.join(repr(before + found_name) for found_name in found) or 'no number'}"
+    return f"It holds {', '.join(repr(f'{path}.{name}') for name in found) or 'no number'}"
 
 
 # --- the values -------------------------------------------------------------------------------------------------------

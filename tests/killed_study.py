@@ -1,8 +1,9 @@
 """Trains a study to be killed meanwhile: run as a program, by `test_crash.py`.
 
-`real PATH` trains it as anybody would. `again PATH` trains each task once, elsewhere; then, for each line that it
-reads, a child of its own runs the study, with those results for what it asks to be trained, and the system kills it at
-a random moment. So a kill costs some milliseconds, and hits what is after all the training: driver, store, disk.
+`real PATH` trains it as anybody would; `waiting PATH` does, too, but a task for each line that it reads. `again PATH`
+trains each task once, elsewhere; then, for each line that it reads, a child of its own runs the study, with those
+results for what it asks to be trained, and the system kills it at a random moment. So a kill costs some milliseconds,
+and hits what is after all the training: driver, store, disk.
 """
 
 import os
@@ -67,9 +68,16 @@ def run_to_be_killed(study, made, path, log, delay):
     os._exit(0)
 
 
+def when_told(lanes, train, interrupt, workers):
+    """Trains a task for each line that is read."""
+    for task in (task for lane in lanes for task in lane):
+        sys.stdin.readline()
+        yield train(task)
+
+
 def main(kind, path):
-    if kind == "real":
-        run(study_at(path))
+    if kind in ("real", "waiting"):
+        run(study_at(path), when_told if kind == "waiting" else None)
         return
     study, made = trained_once(os.path.join(path, "whole"))
     log = os.open(os.path.join(path, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

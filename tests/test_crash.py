@@ -25,7 +25,9 @@ WHOLE = len(GRID["hidden"]) * SEEDS // BLOCK
 
 def driver(kind, path):
     command = [sys.executable, "-W", "ignore", str(DRIVER), kind, str(path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # What it says is to be seen at once also where Python would keep it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 class Killed:

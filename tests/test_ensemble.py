@@ -185,6 +185,32 @@ def test_it_stands_alone(tmp_path):
     subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True)
 
 
+EXPORTED = """
+import sys
+sys.modules["kohort"] = sys.modules["keras"] = sys.modules["jax"] = None
+import numpy as np, tensorflow as tf
+x, said = np.load(sys.argv[2]), np.load(sys.argv[3])
+ensemble = tf.saved_model.load(sys.argv[1])
+np.testing.assert_allclose(ensemble.serve(x), said, rtol=1e-5, atol=1e-6)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Keras asks of JAX
+@pytest.mark.parametrize("units", [1, 3])
+def test_it_is_exported_to_where_neither_kohort_nor_keras_is(units, tmp_path):
+    """As Keras exports any model: of logits, and of several classes."""
+    pytest.importorskip("tensorflow")
+    binary, several = keras.losses.BinaryCrossentropy, keras.losses.SparseCategoricalCrossentropy
+    loss, y = (binary(from_logits=True), Y) if units == 1 else (several(from_logits=True), CLASSES)
+    cohort = cohort_of(network(units, loss=loss), y)
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "said.npy", cohort.ensemble(top=3).predict(X, verbose=0))
+    cohort.ensemble(top=3).export(tmp_path / "exported", verbose=False)
+
+    arguments = [tmp_path / name for name in ("exported", "x.npy", "said.npy")]
+    subprocess.run([sys.executable, "-c", EXPORTED, *arguments], check=True)
+
+
 def test_members_that_diverged_do_not_count_in_means():
     cohort = cohort_of(network())
     state = cohort._members.trained.states[0]

@@ -60,7 +60,7 @@ def assert_member_is(cohort, index, model, logs):
 
 FOLDS = {
     "number": (5, {}, splitters.KFold(5)),
-    "of equal size": (43, {}, splitters.KFold(43)),
+    "as many as rows": (43, {}, splitters.KFold(43)),
     "shuffled": (splitters.KFold(3, shuffle=True, random_state=0), {}, None),
     "stratified": (splitters.StratifiedKFold(3), {}, None),
     "groups": (splitters.GroupKFold(3), {"groups": GROUPS}, None),
@@ -69,7 +69,7 @@ FOLDS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in FOLDS if name != "of equal size"])
+@pytest.mark.parametrize("name", FOLDS)
 def test_exact_member_is_bit_for_bit_keras_on_its_rows(name):
     folds, options, same = FOLDS[name]
     model = build()

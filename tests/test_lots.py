@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import keras
 import numpy as np
 import pytest
@@ -196,6 +197,55 @@ def test_a_block_that_is_halved_trains_as_one_that_is_not(make, monkeypatch):
     assert differences(states, others) == []
     for name in alone:
         np.testing.assert_array_equal(alone[name], beside[name])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_all_members_of_all_folds_read_one_copy_of_the_data(exact, monkeypatch):
+    """Whatever their number, a call is given the rows once; with a member axis come their numbers alone."""
+    rows, features, given = 90, 500, []  # so large that it is put where the programs read it, once
+    x = RNG.normal(size=(rows, features)).astype("float32")
+
+    def call(lot, mapping, block, arguments, interrupt, real=Lot.call):
+        given.append((len(block.members), arguments))
+        return real(lot, mapping, block, arguments, interrupt)
+
+    monkeypatch.setattr(Lot, "call", call)
+    for seeds, folds in ((2, 3), (2, 9), (20, 9)):
+        model = keras.Sequential([keras.Input((features,)), layers.Dense(2), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        given.clear()
+        kohort.Cohort(model, seeds, exact=exact).fit(x, x[:, 0], epochs=2, verbose=0, folds=folds)
+        assert sum(width for width, _ in given) >= seeds * folds
+        for width, (_, training, validation, schedule, *rest) in given:
+            assert [leaf.shape for leaf in jax.tree.leaves(training)] == [(rows, features), (rows,)]
+            is_one_copy = validation is training
+            assert is_one_copy
+            members, trained_on = () if exact else (width,), rows - rows // folds
+            assert schedule.rows.shape in [(*members, n, trained_on) for n in range(1, 1 + schedule.rows.shape[-2])]
+            assert schedule.validation_rows.shape == (*members, rows // folds)
+            assert all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(rest))
+        assert len({arguments[1][0].unsafe_buffer_pointer() for _, arguments in given}) == 1
+
+
+def test_members_take_no_memory_for_data(monkeypatch):
+    """What XLA says that a call takes grows with the members by less than a tenth of the data for each of them."""
+    x, taken = np.zeros((300, 4000), "float32"), {}
+
+    def call(lot, mapping, block, arguments, interrupt, real=Lot.call):
+        taken[len(block.members)] = lot.program(mapping).memory(*arguments) - arguments[3].rows.nbytes
+        return real(lot, mapping, block, arguments, interrupt)
+
+    monkeypatch.setattr(Lot, "call", call)
+    monkeypatch.setattr("kohort.members.cores", lambda: 1)
+    monkeypatch.setattr(mapping.Form, "width", 64)
+    model = keras.Sequential([keras.Input((4000,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    for seeds in (4, 12):
+        kohort.Cohort(model, seeds).fit(x, x[:, 0], 2, epochs=1, verbose=0, folds=[(range(200), range(200, 300))] * 2)
+    (few, first), (many, second) = sorted(taken.items())
+    assert (few, many) == (8, 24)
+    assert x.nbytes < first < 3 * x.nbytes  # they count twice: members validate on other rows of the same array
+    assert second - first < 16 * x.nbytes / 10
 
 
 FORKS = """

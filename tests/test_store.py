@@ -1,9 +1,7 @@
 """The store of a study: whole blocks or none, read by many, written by one, and nothing of a stranger's is run."""
 
-import errno
 import json
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -244,81 +242,6 @@ def test_a_path_is_a_path_in_a_folder(tmp_path):
         Store(3)
     with pytest.raises(FileNotFoundError, match=r"`path` must be in a folder that exists\."):
         Store(tmp_path / "no" / "a")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written(study):
-    study.folder.chmod(0o500)
-    try:
-        assert len(study.records().blocks) == 2
-        with pytest.raises(OSError, match=r"`path` must be a place that can be read and written\."), study.writer():
-            pass
-    finally:
-        study.folder.chmod(0o700)
-
-
-def test_a_read_only_index(study, monkeypatch):
-    """As on a read-only disk: SQLite is asked to open it so, as permissions do not stop root."""
-    connect = sqlite3.connect
-
-    def read_only(path, *args, **options):
-        return connect(str(path).replace("mode=rwc", "mode=ro"), *args, **options)
-
-    with study.writer() as writer:
-        monkeypatch.setattr(sqlite3, "connect", read_only)
-        del writer
-    with study.writer() as writer, pytest.raises(OSError, match=r"Received: path='.*' \(Read-only") as caught:
-        writer.commit(block(seeds=(7,)), contents())
-
-    assert caught.value.errno == errno.EROFS
-    assert len(study.records().blocks) == 2
-
-
-def test_a_full_disk_where_the_index_is(study):
-    with study.writer() as writer:
-        connection = writer._connection
-        [(pages,)] = connection.execute("PRAGMA page_count")
-        connection.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(
-            OSError, match=r"\(No space left on device\)\. Choose .* all blocks that it holds"
-        ) as caught:
-            list(map(lambda seed: writer.commit(block(seeds=(seed,)), contents()), range(100, 400)))
-
-        assert caught.value.errno == errno.ENOSPC
-        there = len(writer.records.blocks)
-        assert len(study.records().blocks) == there
-        connection.execute("PRAGMA max_page_count = 100000")  # somebody makes room
-        writer.commit(block(seeds=(99,)), contents())
-    assert len(study.records().blocks) == there + 1
-
-
-FULL = """
-import resource, sys
-import numpy as np
-from test_store import block
-from kohort.files import Contents
-from kohort.store import Store
-store = Store(sys.argv[1])
-with store.writer() as writer:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    try:
-        writer.commit(block(seeds=(7,)), Contents({}, {"a": np.zeros(100_000)}))
-    except OSError as error:
-        print(error)
-"""
-
-
-def test_a_full_disk_where_the_arrays_are(study):
-    """A limit of the system on the size of files stands in for a disk that is full."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(study.folder)], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        cwd=os.path.dirname(__file__),
-    )  # fmt: skip
-
-    assert done.stdout.startswith("`path` must be a place that can be written."), done.stdout + done.stderr
-    assert len(study.records().blocks) == 2
-    assert len(list((study.folder / "blocks").iterdir())) == 2
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ import pytest
 from keras import layers
 from keras.src.backend.common import global_state
 from oracle import differences
-from scipy.stats import binomtest
 
 import kohort
 from kohort import executors, plans, rounds
 from kohort.history import CohortHistory
+from kohort.lots import Lot
 
 X, Y = kohort.data.xor()
 MOONS = kohort.data.moons(40)
@@ -167,56 +167,7 @@ def test_generators_and_names_are_left_as_they_were(tmp_path):
     assert differences(before, after) == []
 
 
-# --- success rates ----------------------------------------------------------------------------------------------------
-
-
-def simulated(hidden, activation, seeds, epochs, rate=1e-2, bound=0.01):
-    """Trains networks on XOR in plain NumPy, each from weights of its own; returns which of them solved it.
-
-    Glorot-uniform kernels, zero biases, RMSprop as Keras has it (rho 0.9, epsilon 1e-7 beside the root), mean squared
-    error over the four rows in one batch.
-    """
-    random = np.random.default_rng(99)
-    act, slope = {
-        "relu": (lambda z: np.maximum(z, 0), lambda z, a: (z > 0) * 1.0),
-        "tanh": (np.tanh, lambda z, a: 1 - a**2),
-        "sigmoid": (lambda z: 1 / (1 + np.exp(-z)), lambda z, a: a * (1 - a)),
-    }[activation]
-
-    def glorot(a, b):
-        limit = np.sqrt(6 / (a + b))
-        return random.uniform(-limit, limit, (seeds, a, b))
-
-    weights = [glorot(2, hidden), np.zeros((seeds, 1, hidden)), glorot(hidden, 1), np.zeros((seeds, 1, 1))]
-    squares = [np.zeros_like(w) for w in weights]
-    x, y = X.astype(float), Y.reshape(-1, 1).astype(float)
-    for _ in range(epochs):
-        z = x @ weights[0] + weights[1]
-        a = act(z)
-        error = a @ weights[2] + weights[3] - y
-        loss = (error**2).mean(axis=(1, 2))
-        d = 2 * error / len(x)
-        dz = d @ weights[2].transpose(0, 2, 1) * slope(z, a)
-        gradients = [x.T @ dz, dz.sum(1, keepdims=True), a.transpose(0, 2, 1) @ d, d.sum(1, keepdims=True)]
-        for w, s, g in zip(weights, squares, gradients, strict=True):
-            s[:] = 0.9 * s + 0.1 * g**2
-            w -= rate * g / np.sqrt(s + 1e-7)
-    return loss <= bound
-
-
-def test_success_rates_agree_with_an_independent_simulation(tmp_path):
-    """Of each trial within the 99 % interval of the simulation's difference; Bonferroni for the six of them."""
-    study = trained(tmp_path, {"hidden": [2, 4], "activation": ["relu", "tanh", "sigmoid"]}, 300, epochs=600)
-    table = study.table(loss=0.01)
-
-    assert table["seeds"].tolist() == [300] * 6
-    assert len(set(table["solved"].tolist())) > 3
-    for row in table.rows:
-        k, n = int(simulated(row["hidden"], row["activation"], 2000, 600).sum()), 2000
-        theirs = binomtest(k, n).proportion_ci(1 - 0.01 / 6, method="wilson")
-        ours = binomtest(row["solved"], 300).proportion_ci(1 - 0.01 / 6, method="wilson")
-        margin = np.hypot(ours.high - ours.low, theirs.high - theirs.low) / 2
-        assert abs(row["rate"] - k / n) < margin, row
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_is_what_the_cohorts_say(tmp_path):
@@ -430,6 +381,48 @@ def test_halving_keeps_the_best_of_all_trials(tmp_path):
     assert {key for key, epochs in reached.items() if epochs > 10} == set(best)
     outcomes = Counter(outcome.name for trial in study.trials for outcome in trial.history.outcome)
     assert outcomes == {"STOPPED_EARLY": 27, "COMPLETED": 9}
+
+
+def test_survivors_are_trained_exactly_as_without_halving(tmp_path):
+    (tmp_path / "b").mkdir()
+    grid = {"hidden": [2, 5], "learning_rate": [1e-3, 1e-2]}
+    whole = trained(tmp_path / "b", grid, 5, epochs=12, batch_size=3, exact=True)
+    study = study_of(tmp_path, grid, 5, exact=True)
+    study.halve(X, Y, epochs=12, factor=2, rungs=3, batch_size=3, verbose=0)
+
+    reached = []
+    for ours, theirs in zip(study.trials, whole.trials, strict=True):
+        for i, (loss, outcome) in enumerate(zip(ours.history["loss"], ours.history.outcome, strict=True)):
+            until = int(np.isfinite(loss).sum())
+            reached.append(until)
+            np.testing.assert_array_equal(loss[:until], theirs.history["loss"][i, :until])
+            if outcome.name == "COMPLETED":
+                own = [network_values(trial.cohort().member(ours.seeds[i])) for trial in (ours, theirs)]
+                assert differences(*own) == []
+    assert Counter(reached) == {3: 10, 6: 5, 12: 5}
+
+
+def network_values(model):
+    return [np.asarray(v.value) for v in [*model.variables, *model.optimizer.variables, *model.metrics_variables]]
+
+
+def test_survivors_of_all_trials_share_full_blocks_again(tmp_path, tasks, monkeypatch):
+    """What is computed is counted: no lane is kept for who was left, and none is padding."""
+    lanes_times_epochs = []
+
+    def call(lot, mapping, block, arguments, interrupt, real=Lot.call):
+        assert block.own == len(block.members)
+        lanes_times_epochs.append(block.own * arguments[4])
+        return real(lot, mapping, block, arguments, interrupt)
+
+    monkeypatch.setattr(Lot, "call", call)
+    monkeypatch.setattr("kohort.members.cores", lambda: 1)  # each of which would have a block of its own
+    study = study_of(tmp_path, {"learning_rate": [1e-3, 3e-3, 1e-2, 3e-2]}, 32)
+    study.halve(X, Y, epochs=16, factor=4, rungs=3, block_size=32, verbose=0)
+
+    assert [(task.first_epoch, len(task.members)) for task in tasks] == [(0, 32)] * 4 + [(1, 32), (4, 8)]
+    assert len({place for place, _ in tasks[4].members}) > 1
+    assert sum(lanes_times_epochs) == 4 * 32 + 32 * 3 + 8 * 12
 
 
 def test_halving_takes_the_arguments_of_a_run(tmp_path):

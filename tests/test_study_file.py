@@ -1,12 +1,14 @@
 """Study files: the same study as in Python, and every mistake named with the nearest thing that there is."""
 
 import itertools
+import json
 import sys
 
 import keras
 import numpy as np
 import pytest
 from refusals import refused
+from sklearn.preprocessing import StandardScaler
 
 import kohort
 from kohort import cli, networks, study_file, tables
@@ -177,6 +179,65 @@ def test_studies_that_are_refused_before_anything_is_trained(text, message, fold
     assert (out, error.count("\n")) == ("", 1)
     assert message in error
     assert not (folder / "a.kohort").exists()
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def cells():
+    """The columns of the table as numbers, by hand: size scaled, whether it is missing, blue, red; and the target."""
+    size = StandardScaler().fit_transform(np.array([[1.0, 2, 4, 4, 5, 60]]).T)[:, 0]  # 4 is the median of the others
+    blue = np.array([0, 1, 0, 1, 0, 1])
+    x = np.stack([size, [0, 0, 1, 0, 0, 0], blue, 1 - blue], axis=1)
+    return x.astype("float32"), 1 - blue.astype("int32")
+
+
+def of_cells(learning_rate, hidden):
+    stack = [keras.layers.Dense(hidden, "relu"), keras.layers.Dense(1, "sigmoid")]
+    model = keras.Sequential([keras.Input((4,)), *stack])
+    model.compile(keras.optimizers.Adam(learning_rate), "binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def small(rate, units):
+    stack = [keras.layers.Dense(units, "tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((2,)), *stack])
+    model.compile(keras.optimizers.SGD(rate), "mse", metrics=["mae"])
+    return model
+
+
+FILE = 'data.file = "cells.{}"\ndata.target = "kind"\nnetwork.learning_rate = 0.05\ngrid.hidden = [2, 3]\n'
+TABLE = cells, of_cells, {"learning_rate": [0.05], "hidden": [2, 3]}
+TRAINED = {
+    "csv": (FILE.format("csv"), *TABLE),
+    "parquet": (FILE.format("parquet"), *TABLE),
+    "function": (
+        FUNCTION.format("small") + "network.rate = 0.05\ngrid.units = [2, 3]\n",
+        kohort.data.xor, small, {"rate": [0.05], "units": [2, 3]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_command_trains_the_study_that_python_would(kind, folder, capsys):
+    """The same data, arguments, members and rows; data and networks are written down here once more."""
+    text, data, network, grid = TRAINED[kind]
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+        pytest.importorskip("pandas").read_csv("cells.csv").to_parquet("cells.parquet")
+    (folder / "a.toml").write_text(f"seeds = 3\nepochs = 4\nbatch_size = 2\n{text}solved.loss = 0.6\n")
+    assert cli.main(["study", "a.toml", "--quiet", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["rows"]
+    by_hand = kohort.Study("b.kohort", network, grid, 3)
+    by_hand.run(*data(), batch_size=2, epochs=4, verbose=0)
+
+    ours = kohort.open("a.kohort")
+    assert ours.store.records().about == by_hand.store.records().about  # fingerprints of the data are among it
+    for mine, other in zip(ours.trials, by_hand.trials, strict=True):
+        assert (mine.parameters, mine.seeds) == (other.parameters, other.seeds)
+        np.testing.assert_equal(dict(mine.history), dict(other.history))
+    rows = [{**row, "seconds": told[i]["seconds"]} for i, row in enumerate(by_hand.table(loss=0.6).rows)]
+    assert told == cli._of_json(rows)
 
 
 def test_the_example_is_the_case_of_the_issue():

@@ -187,6 +187,19 @@ def test_what_the_training_rows_do_not_tell_is_nothing():
     np.testing.assert_array_equal(preparation(whole)[0], [-1, 0, 0, 1, 0, 0])
 
 
+def test_words_that_are_unknown_and_columns_that_hold_nothing():
+    """A category without a place is in none; where all words are missing, a file's column reads as one of numbers."""
+    table = some(40)
+    preparation = tables.learned(tables.layout_of(table), table)
+    places = slice(preparation.names.index("w=(missing)"), None)
+    other = table.taken(np.arange(2))
+    other.columns["w"] = np.array(["violet", "red"], object)
+    np.testing.assert_array_equal(preparation(other)[:, places], [[0, 0, 0, 0], [0, 0, 0, 1]])
+
+    other.columns["w"] = np.array([np.nan, 7.0])
+    np.testing.assert_array_equal(preparation(other)[:, places], [[1, 0, 0, 0], [0, 0, 0, 0]])
+
+
 def test_a_column_of_many_words_has_places_for_the_most_frequent():
     words = np.array([f"w{n}" for n in range(100)] + ["often"] * 2, object)
     layout = tables.layout_of(tables.Table("a.csv", {"w": words}))

@@ -1,5 +1,8 @@
 """Which trials of a study share a program: those that differ in numbers alone, also in one that Keras does not tell."""
 
+from contextlib import contextmanager
+
+import jax
 import keras
 import numpy as np
 from test_study import X, Y, network, tasks
@@ -26,3 +29,38 @@ def test_trials_may_differ_in_what_keras_leaves_out_of_a_configuration(tmp_path,
         own = study.trial(delta=delta)
         np.testing.assert_allclose(own.history["loss"], expected, rtol=1e-5)
         np.testing.assert_allclose(own.cohort().evaluate(X, Y)["loss"], cohort.evaluate(X, Y)["loss"], rtol=1e-5)
+
+
+@contextmanager
+def programs():
+    """Gives the names of all programs that XLA compiles inside the block (or loads from the cache on disk)."""
+    names = []
+
+    def listen(event, *_, fun_name="", **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def compiled_by(folder, **grid):
+    """Returns how many of a study's compiled programs train its 32 members, or make what they begin with."""
+    trials = int(np.prod([len(values) for values in grid.values()]))
+    study = kohort.Study(folder / f"{len(list(folder.iterdir()))}.kohort", network, grid, seeds=32 // trials)
+    with programs() as names:
+        study.run(X, Y, epochs=2, batch_size=3, verbose=0)
+    assert [len(trial) for trial in study.trials] == [32 // trials] * trials
+    return sum(name.strip("()").endswith("run") for name in names)
+
+
+def test_other_numbers_compile_nothing_and_other_shapes_two_programs_each(tmp_path):
+    rates, dropped = [1e-3, 1e-2, 3e-2, 1e-1], [0.1, 0.5]
+    one = compiled_by(tmp_path, learning_rate=rates[:1], dropout=dropped[:1])
+    assert one == 2
+    assert compiled_by(tmp_path, learning_rate=rates, dropout=dropped[:1]) == one
+    assert compiled_by(tmp_path, learning_rate=rates[:2], dropout=dropped) == one
+    assert compiled_by(tmp_path, hidden=[3, 4, 5]) == 3 * one

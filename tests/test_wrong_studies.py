@@ -1,10 +1,14 @@
 """P7: what is wrong with a study, a run of it, or a question to it, is said at once."""
 
+import select
+
 import keras
+import killed_study
 import numpy as np
 import pytest
 from keras import layers
 from refusals import refused
+from test_crash import driver
 from test_study import X, Y, network, study_of, trained
 
 import kohort
@@ -206,3 +210,36 @@ def test_two_runs_of_one_study(tmp_path):
 
     study.run(X, Y, verbose=0, executor=nested)
     assert len(study.trial()) == 4
+
+
+def test_two_processes_on_one_study(tmp_path):
+    """One trains a block for each line that it is told; another is refused meanwhile, reads, and trains the rest."""
+    path, block = tmp_path / "a.kohort", killed_study.BLOCK
+    first = driver("waiting", path)
+    try:
+        for blocks in (1, 2):
+            print(file=first.stdin, flush=True)
+            assert select.select([first.stdout], [], [], 120)[0], "nothing is said of the block"
+            assert first.stdout.readline().startswith(f"{blocks * block}/72 members - hidden=2: {block} more")
+            trials = kohort.open(path).trials
+            assert [len(trial) for trial in trials] == [blocks * block, 0, 0]
+            assert np.isfinite(trials[0].history["loss"]).all()
+            with refused(BlockingIOError, rf"nobody else is training\. .* which process {first.pid} on .* is training"):
+                killed_study.run(killed_study.study_at(path))
+        print("\n" * 3, file=first.stdin, flush=True)  # four lines: it writes on while it is read
+        read = 2 * block
+        while read < 6 * block:
+            assert first.poll() is None
+            before = kohort.open(path).trials
+            there = sum(len(trial.history["loss"]) for trial in before if len(trial))
+            assert there in range(read, 6 * block + 1, block)
+            read = there
+    finally:
+        first.kill()
+        first.wait(60)
+        first.stdin.close()
+        first.stdout.close()
+    before = kohort.open(path).trials[0].history["loss"]
+    killed_study.run(killed_study.study_at(path))
+    assert [len(trial) for trial in kohort.open(path).trials] == [24, 24, 24]
+    np.testing.assert_array_equal(kohort.open(path).trials[0].history["loss"], before)
