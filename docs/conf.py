@@ -22,7 +22,6 @@ project, author, copyright = "kohort", "the authors of kohort", "the authors of 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme, html_title = "furo", "kohort"
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.xref_missing"]  # RESULTS.md and the README name files that are no pages
 myst_heading_anchors = 3
 napoleon_custom_sections = ["Source"]
 napoleon_use_rtype = False  # what is returned is told in sentences, which may hold a colon

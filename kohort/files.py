@@ -101,6 +101,11 @@ def checked_target(path: Any) -> Path:
         raise IsADirectoryError(
             f"`path` must be a file. Received: path={os.fspath(path)!r}, which is a folder. Add the name of a file."
         )
+    if target.parent.exists() and not target.parent.is_dir():
+        raise NotADirectoryError(
+            f"`path` must be in a folder. Received: path={os.fspath(path)!r}, where {os.fspath(target.parent)!r} is a "
+            "file. Choose another place."
+        )
     if not target.parent.is_dir():
         raise FileNotFoundError(
             f"`path` must be in a folder that exists. Received: path={os.fspath(path)!r}. "

@@ -171,6 +171,50 @@ def test_what_is_not_installed_has_no_figure(bench, monkeypatch):
     assert [row[3:] for row in bench.figure_rows(iter(found))] == [("not installed", "–", "–", "–")] * 4
 
 
+@pytest.mark.slow
+def test_quick_times_the_pictures_and_writes_a_section_of_its_own(tmp_path):
+    output = tmp_path / "results.md"
+    output.write_text("# Results\n\nof others\n\n<!-- begin pictures -->\nold\n<!-- end pictures -->\n\nlast\n")
+    command = [sys.executable, FOLDER / "pictures.py", "--quick", "--output", output]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    text = output.read_text()
+
+    assert done.returncode == 0, done.stderr
+    table = text.replace("\n<!-- end", "\n\n<!-- end")
+    rows = cells(table, "| picture | seconds to compute | seconds to compute and draw | file | must reach | reached |")
+    assert [row[0].split(",")[0] for row in rows] == [
+        *("wall", "wall", "spread", "minima", "history", "survival", "loss_landscape"),
+        *("a cohort of 8 members", "animate"),
+    ]
+    goals = [row[4] for row in rows if row[4] != "–"]
+    walls = ["compute ≤ 0.2 s, with drawing ≤ 1.5 s"] * 2
+    assert goals == [*walls, "compute ≤ 1 s", "compute ≤ 0.5 s", "with drawing ≤ 10 s, ≤ 2 MB"]
+    assert all((row[5] in ("yes", "**no**")) == (row[4] != "–") for row in rows)
+    assert all(float(row[2].split()[0]) > 0 for row in rows)
+    assert re.search(
+        r"Quick run.*`./run bench pictures --quick --output .*` on \d.*kohort 0\..*matplotlib.*\d CPUs", text
+    )
+    assert text.startswith("# Results\n\nof others\n\n<!-- begin pictures -->\n## Pictures\n")
+    assert text.endswith("\n<!-- end pictures -->\n\nlast\n")
+    assert "old" not in text
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "pictures", raising=False)  # which the tests' own has, too
+    yield importlib.import_module("pictures")
+    del sys.modules["pictures"]
+
+
+def test_a_picture_reaches_its_goal_by_medians(pictures):
+    goal = pictures.Goal(compute=0.2, drawn=1.5)
+
+    assert [goal.reached(*each) for each in [(0.2, 1.5, 0), (0.21, 1, 0), (0.1, 1.6, 0)]] == ["yes", "**no**", "**no**"]
+    assert pictures.Goal().reached(9, 9, 9) == "–"
+    assert pictures.spread([3.0, 1.0, 1.5]) == "1.500 (1.000 – 3.000)"
+
+
 @pytest.fixture
 def overhead(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))

@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DISCUSSION = EXAMPLES / "discussion.ipynb"
-CLAIMS = 11  # of the course text, each beside its figure
+CLAIMS = 17  # of the course text, each beside its figure
 
 
 def run(*arguments):
@@ -33,10 +33,16 @@ def test_the_course_text_done_says_what_it_measures():
     assert DISCUSSION.read_bytes() == stored
     assert text.count("claim: ") == text.count("measured: ") == CLAIMS
     assert "measured: 9: 2 x 2 weights + 2 biases, then 2 weights + 1 bias" in text
-    linear, first, later, longer = (int(each) for each in re.findall(r"(\d+) of 1000", text))
+    linear, first, later, able, *descent, longer = (int(each) for each in re.findall(r"(\d+) of 1000", text))
     assert linear == 0
     assert 30 < first < 80 < 170 < later < 260  # a standard deviation is 7, and 13
     assert later <= longer < later + 15
+    assert later <= able < later + 15
+    assert len(descent) == 3
+    assert min(descent) < 20 < 150 < max(descent)  # at the text's learning rate, and at the best one
+    assert "measured: 1,000 epochs are 1,000 steps, each of all 4 points" in text
+    assert "measured: 0 of 1,000 starts have them by chance" in text
+    assert percent(r"half of them are ([\d.]+) or more above it", text) > 0.12
     assert percent(r"\n  2 hidden units: .*?\(([\d.]+) %", text) < 30
     assert percent(r" 16 hidden units: .*?\(([\d.]+) %", text) > 95
     # Question 3: training accuracy at least 99.5 % for at least 95 % of the members.

@@ -8,6 +8,7 @@ import pytest
 from pictures import LIMITS, Cohort, Model, X, Y, boundaries, network, overlaps, points
 
 from kohort import plot
+from kohort.plot import style
 
 # One model.
 
@@ -72,6 +73,24 @@ def test_a_line_is_drawn_where_the_answer_changes(answer, crossings):
     for line, crossing in zip(lines, crossings, strict=True):
         np.testing.assert_allclose(line[:, 0], crossing, atol=1e-5)
         assert (line[:, 1].min(), line[:, 1].max()) == LIMITS["ylim"]
+
+
+def test_no_line_is_drawn_where_two_classes_are_alike_and_a_third_one_is_the_answer():
+    """The border of the first two goes up from the middle, and would go on downwards, through the third."""
+    towards = np.array([[-1.0, 0.6], [1.0, 0.6], [0.0, -1.0]])
+    display = plot.decision_boundary(Model(lambda x: x @ towards.T), xlim=(-1, 1), ylim=(-1, 1))
+    for text in display.ax_.texts:
+        text.set_visible(False)
+    display.figure_.canvas.draw()
+    drawn = np.asarray(display.figure_.canvas.buffer_rgba())[::-1, :, :3].astype(float) / 255
+
+    def darkest(height):
+        column, row = display.ax_.transData.transform((0, height)).astype(int)
+        return drawn[row, column - 4 : column + 5].min()
+
+    tints = style.tints(3)[:, :3]
+    assert [darkest(height) for height in (-0.3, -0.9)] == pytest.approx([tints[2].min()] * 2, abs=0.01)
+    assert max(darkest(height) for height in (0.3, 0.9)) < 0.3 < tints.min()
 
 
 def test_drawing_again_computes_nothing():

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
-from pictures import by_hand, compiled, network, recorded, trained_cohort
+from pictures import network, recorded, trained_cohort
 
 import kohort
 from kohort import plot
@@ -33,15 +33,6 @@ def test_the_curves_of_a_cohort_are_its_quantiles(trained):
     (line,) = curves.ax_.get_lines()
     np.testing.assert_array_equal(line.get_ydata(), curves.quantiles[1])
     assert curves.figure_ is curves.ax_.figure
-
-
-def test_the_curves_are_those_of_plain_keras(trained):
-    losses = np.array([by_hand(compiled(), seed, 3)[1]["loss"] for seed in trained.seeds])
-
-    curves = plot.history(trained)
-
-    np.testing.assert_allclose(curves.values, losses, rtol=1e-5)
-    np.testing.assert_allclose(curves.quantiles, np.quantile(losses, [0.1, 0.5, 0.9], axis=0), rtol=1e-5)
 
 
 def test_members_that_diverge_and_epochs_that_record_nothing():

@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from pictures import Cohort, by_hand, compiled, network, overlaps, recorded, trained_cohort
+from pictures import Cohort, network, overlaps, recorded, trained_cohort
 from scipy.stats import CensoredData, ecdf
 
 import kohort
@@ -51,19 +51,6 @@ def test_the_curve_of_a_real_cohort_ends_where_the_success_rate_begins():
     np.testing.assert_allclose(record.share[1:], 1 - np.maximum.accumulate(met, axis=1).mean(axis=0))
     assert record.share[0] == 1
     assert np.isfinite(record.first).sum() >= trained.success_rate(loss=bound).k
-
-
-def test_the_curve_is_that_of_plain_keras():
-    trained = trained_cohort(seeds=(4, 0, 7), epochs=12)
-    losses = np.array([by_hand(compiled(), seed, 12)[1]["loss"] for seed in trained.seeds])
-    ends = np.sort(losses.min(axis=1))
-    bound = float(ends[:2].mean())  # the best one meets it, and the next one does not: no rounding decides
-
-    record = plot.survival(trained, loss=bound)
-
-    met = np.maximum.accumulate(losses <= bound, axis=1)
-    np.testing.assert_allclose(record.share, [1, *1 - met.mean(axis=0)])
-    np.testing.assert_array_equal(record.first, [row.argmax() + 1 if row.any() else NAN for row in met])
 
 
 def test_stopped_members_are_censored_and_diverged_ones_never_solve_it():

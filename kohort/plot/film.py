@@ -77,7 +77,8 @@ class Film(Surface):
         placed = self._lay_out(ax)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         for cell, response in zip(self.axes_, self.responses[frame], strict=True):
-            self.paint(cell, response, 4 * math.sqrt(placed.cell))
+            # As in the files, whose frames are drawn without an artist for each cell.
+            self.paint(cell, response, 4 * math.sqrt(placed.cell), is_named=False)
         said = self._said()
         for text, each in zip(self._texts(placed, said), said[frame], strict=True):
             text.set_text(each)

@@ -36,6 +36,7 @@ function show(k) {{
   frame.value = k;
   picture.src = "data:image/webp;base64," + frames[k];
   epoch.textContent = "epoch " + epochs[k];
+  frame.setAttribute("aria-valuetext", epoch.textContent);
 }}
 function stop() {{ clearInterval(timer); timer = null; play.textContent = "Play"; }}
 function start() {{

@@ -25,6 +25,7 @@ from kohort.plot.style import COLOURS, LETTER, MARKERS, NUMBERS, SMALLEST, halo,
 # Of classes whose scores lie so near to each other, rounding decides, or the last step of the optimizer.
 UNDECIDED = 1e-3
 HATCH = "////"  # of the regions where that is so
+COARSE = 3  # points from one place for a name to the next, about: finer grids are thinned out
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -38,10 +39,20 @@ class Surface(Plane):
     targets: np.ndarray | None = None  # of a regression: the samples' own numbers, (sample,)
     undecided_: bool = field(default=False, init=False)  # once drawn, whether there are regions without an answer
 
-    def paint(self, ax: Any, response: np.ndarray, size: float) -> list:
-        """Draws what the response says, and the samples as markers of `size` points; returns the filled regions."""
+    def paint(self, ax: Any, response: np.ndarray, size: float, is_named: bool = True) -> list:
+        """Draws what the response says, and the samples as markers of `size` points; returns the filled regions.
+
+        Args:
+            ax: The axes.
+            response: Raw outputs (grid, grid) or (grid, grid, class).
+            size: Points of a marker, where samples are few.
+            is_named: Whether classes are written into their regions.
+        """
         known = np.where(np.isfinite(response), response, np.nan)
-        surfaces = (self.paint_classes if self.levels is None else self._paint_levels)(ax, known, size)
+        if self.levels is None:
+            surfaces = self.paint_classes(ax, known, size, is_named)
+        else:
+            surfaces = self._paint_levels(ax, known, size)
         if np.isnan(known).any():
             style = {"ha": "center", "va": "center", "path_effects": halo(), "zorder": 5}
             font = min(10.0, ax.get_window_extent().width / ax.figure.dpi / (10 * LETTER))
@@ -57,7 +68,7 @@ class Surface(Plane):
             self.draw_samples(ax, self.x, size)
         ax.set(**self.limits)
 
-    def paint_classes(self, ax: Any, known: np.ndarray, size: float) -> list:
+    def paint_classes(self, ax: Any, known: np.ndarray, size: float, is_named: bool = True) -> list:
         """Fills the region of each class, draws the boundaries, and hatches where none leads; returns the regions."""
         scores, surfaces = self.scores(known), []
         open_ = undecided(scores)
@@ -68,15 +79,24 @@ class Surface(Plane):
             surfaces.append(ax.contourf(self.xx0, self.xx1, lead, levels, colors=[tint], zorder=0))
             if k and lead.min() < 0 < lead.max():
                 line = {"colors": rcParams["text.color"], "linewidths": size / 6, "zorder": 0.5}
-                ax.contour(self.xx0, self.xx1, np.ma.masked_where(open_, lead), [0], **line)
+                border = ax.contour(self.xx0, self.xx1, np.ma.masked_where(open_, lead), [0], **line)
+                if k + 1 < len(scores):
+                    self._clip(ax, border, scores[: k + 1].max(axis=0) - scores[k + 1 :].max(axis=0))
         if open_.any():
             self.undecided_ = True
             look = {"colors": [rcParams["axes.facecolor"]], "hatches": [HATCH], "zorder": 0}
             surfaces.append(ax.contourf(self.xx0, self.xx1, open_.astype(float), [0.5, 1.5], **look))
             surfaces[-1].set(edgecolor=to_rgba(rcParams["text.color"], 0.4), linewidth=0)
-        if self.x is None and not np.isnan(scores).any():
-            self._name_regions(ax, scores, fontsize=5 + 0.8 * size)
+        if is_named and not np.isnan(scores).any():
+            self._name_regions(ax, np.where(open_, -1, scores.argmax(axis=0)), size)
         return surfaces
+
+    def _clip(self, ax: Any, border: Any, lead: np.ndarray) -> None:
+        """Shows of a border between classes only what lies where none of the later ones leads."""
+        region = ax.contourf(self.xx0, self.xx1, lead, [0, max(1, 2 * lead.max())])
+        (path,) = region.get_paths()
+        region.remove()
+        border.set_clip_path(path, ax.transData) if len(path.vertices) else border.set_visible(False)
 
     def _paint_levels(self, ax: Any, known: np.ndarray, size: float) -> list:
         style: dict = {"levels": self.levels, "cmap": NUMBERS, "zorder": 0, "extend": "both"}
@@ -90,23 +110,45 @@ class Surface(Plane):
         """Returns one score a class, (class, grid, grid); the largest is the answer."""
         return scores_of(response[None], self.threshold)[:, 0]
 
-    def _name_regions(self, ax: Any, scores: np.ndarray, **style: Any) -> None:
-        """Writes each class where it leads most, away from the edges: colour alone would not tell."""
-        inner = (slice(len(self.xx0) // 6, len(self.xx0) - len(self.xx0) // 6),) * 2
-        room, written = 1.6 * style["fontsize"] * ax.figure.dpi / 72, np.empty((0, 2))
-        for k, name in enumerate(self.classes if ax.get_window_extent().width > 2 * room else ()):
-            lead = np.where(undecided(scores), 0, scores[k] - np.delete(scores, k, axis=0).max(axis=0))[inner]
-            best = lead.argmax()
-            if lead.flat[best] > 0:
-                place = self.xx0[inner].flat[best], self.xx1[inner].flat[best]
-                pixels = ax.transData.transform(place)
-                if (np.hypot(*(written - pixels).T) > room).all():  # else the legend alone names it
-                    written = np.vstack([written, pixels])
-                    ax.text(*place, f"{name:g}", ha="center", va="center", **style)
+    def _name_regions(self, ax: Any, leader: np.ndarray, size: float) -> None:
+        """Writes into each region that has room for it the name of its class: tints alone would not tell them apart.
+
+        It stands where the nearest border or sample is farthest, over samples only where there is no other place.
+
+        Args:
+            ax: The axes, whose limits are set.
+            leader: The class at each grid point, -1 where there is none, (grid, grid).
+            size: Of the markers, in points.
+        """
+        sides = 72 / ax.figure.dpi * ax.get_window_extent().size[::-1]  # in points, upwards first
+        thin = max(1, int(COARSE * len(leader) / sides.max()))
+        xx0, xx1, leader = (each[::thin, ::thin] for each in (self.xx0, self.xx1, leader))
+        steps = sides / leader.shape
+        free = self._without_samples(xx0, xx1, steps, 0.5 * self._marker(size))
+        font = 5 + 0.8 * size
+        for k, name in enumerate(self.classes):
+            text = f"{name:g}"
+            room = 0.5 * font * math.hypot(0.65 * len(text), 1)
+            for at in _poles(leader == k, free, steps, room):
+                look = {"fontsize": font, "path_effects": halo(), "zorder": 4, "clip_on": True}
+                ax.text(xx0[at], xx1[at], text, ha="center", va="center", **look)
+
+    def _without_samples(self, xx0: np.ndarray, xx1: np.ndarray, steps: np.ndarray, radius: float) -> np.ndarray:
+        """Says which grid points no marker of this radius covers, (grid, grid)."""
+        from scipy.ndimage import distance_transform_edt
+
+        free = np.ones(xx0.shape, bool)
+        if self.x is None or not len(self.x):
+            return free
+        ends = np.array([[xx1[0, 0], xx0[0, 0]], [xx1[-1, 0], xx0[0, -1]]])
+        places = np.rint((self.x[:, ::-1] - ends[0]) / (ends[1] - ends[0]) * (np.array(xx0.shape) - 1)).astype(int)
+        inside = ((places >= 0) & (places < xx0.shape)).all(axis=1)
+        free[tuple(places[inside].T)] = False
+        return np.asarray(distance_transform_edt(free, sampling=steps)) > radius if inside.any() else free
 
     def draw_samples(self, ax: Any, x: np.ndarray, size: float) -> None:
         """Draws the samples with the shape and colour of their class, or the colour of their number; many are small."""
-        size *= min(1.0, max(0.4, math.sqrt(50 / len(x))))
+        size = self._marker(size)
         if self.targets is not None and self.levels is not None:
             ends = {"vmin": self.levels[0], "vmax": self.levels[-1], "cmap": NUMBERS}
             # The colours are the same on light and dark ground, so the edges are, too: black in white.
@@ -125,6 +167,10 @@ class Surface(Plane):
             looks, labels = [looks[0] | {"color": "none", "label": "sample"}], np.zeros(len(x))
         for k, look in enumerate(looks):
             ax.plot(*x[labels == k].T, **look, markersize=size, markeredgewidth=size / 12)
+
+    def _marker(self, size: float) -> float:
+        """Returns how large a marker is, of those that would have this size if they were few."""
+        return size if self.x is None else size * min(1.0, max(0.4, math.sqrt(50 / len(self.x))))
 
     def draw_legend(self, figure: Any, *more: Any, **place: Any) -> None:
         """Shows the marker of each class on the tint of its region, and further artists by their labels."""
@@ -182,6 +228,34 @@ def undecided(scores: np.ndarray) -> np.ndarray:
 
     first, second = two_best(scores)
     return binary_opening(first - second < UNDECIDED, np.ones((*[1] * (first.ndim - 2), 3, 3)))
+
+
+def _poles(region: np.ndarray, free: np.ndarray, steps: np.ndarray, room: float) -> list[tuple]:
+    """Returns for each piece of a region that has room the place farthest from its border, and from what is not free.
+
+    Args:
+        region: Which grid points belong to it, (grid, grid).
+        free: Which of them nothing stands on, likewise.
+        steps: Points from one grid point to the next, upwards and across.
+        room: Points that must be free around the place.
+    """
+    from scipy.ndimage import distance_transform_edt, label, maximum_position
+
+    inner = np.zeros_like(region)
+    inner[1:-1, 1:-1] = region[1:-1, 1:-1]  # the outermost grid points lie on the edge of the picture
+    if not inner.any():
+        return []
+    labelled: Any = label(inner)
+    pieces, count = labelled
+    # A border runs between grid points: on average half a step before the first one that is not of the region.
+    inside, apart = (
+        np.asarray(distance_transform_edt(of, sampling=steps)) - 0.5 * steps.max() for of in (inner, inner & free)
+    )
+    poles: list[tuple] = []
+    for piece in range(1, count + 1):
+        places: Any = [maximum_position(far, pieces, piece) for far in (apart, inside)]
+        poles += [at for at, far in zip(places, (apart, inside), strict=True) if far[at] >= room][:1]
+    return poles
 
 
 def votes(responses: np.ndarray, threshold: float) -> np.ndarray:
