@@ -44,7 +44,8 @@ class _Parser(argparse.ArgumentParser):
     """One whose complaints say what to do next."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(f"{message.removesuffix('.')}. See `{self.prog} --help`.")
+        # Complaints of our own, which end as sentences do, have said it.
+        super().error(message if message.endswith(".") else f"{message}. See `{self.prog} --help`.")
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -89,7 +90,7 @@ def _install_on_import(options: argparse.Namespace) -> None:
     """
 
     def install(module: types.ModuleType) -> None:
-        module.install(strict=options.strict, verify=options.verify)
+        module.accelerate.install_by_command(options.strict, options.verify)
 
     def import_kohort(_: types.ModuleType) -> None:
         importlib.import_module("kohort")  # or it is at work already, and has imported Keras itself

@@ -28,7 +28,7 @@ from kohort.fit import (
 from kohort.passes import TO_KERAS, evaluated, predicted
 from kohort.progress import Progress
 from kohort.report import KERAS, PARTED, VERIFIED, recorded
-from kohort.shapes import shapes_of
+from kohort.shapes import shape_of, shapes_of
 from kohort.stream import check_streams, epochs_of
 from kohort.verify import both_ways, why_not_twice
 
@@ -64,10 +64,15 @@ class Settings(NamedTuple):
 
     strict: bool
     verify: bool
+    by_command: bool = False  # by `python -m kohort`, whose script may set it anew
 
 
 class Installed:
     """What `kohort.install` returns: as a context manager it uninstalls kohort at the end of the block."""
+
+    def __init__(self, before: Settings | None) -> None:
+        """Remembers how `python -m kohort` had set the switch, if it had."""
+        self._before = before
 
     def __repr__(self) -> str:
         return "<kohort is installed>" if _settings else "<kohort is not installed>"
@@ -76,7 +81,7 @@ class Installed:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        uninstall()
+        _switch(self._before)
 
 
 _settings: Settings | None = None
@@ -119,14 +124,21 @@ def install(strict: bool = False, verify: bool = False) -> Installed:
             raise TypeError(f"`{name}` must be True or False. Received: {received(name, flag)}. Pass one of these.")
     if verify:
         check_backend("kohort.install(verify=True)")
-    if _settings is not None:
+    if _settings is not None and not _settings.by_command:
         raise RuntimeError(
             "`kohort.install` must be called where kohort is not installed. "
             f"Received: a call while it is, with strict={_settings.strict}, verify={_settings.verify}. "
             "Leave this call out, or call `kohort.uninstall()` before it."
         )
+    installed = Installed(_settings)
     _switch(Settings(strict, verify))
-    return Installed()
+    return installed
+
+
+def install_by_command(strict: bool, verify: bool) -> None:
+    """Installs kohort for a script that is run unchanged: where it installs kohort itself, that counts."""
+    install(strict, verify)
+    _switch(Settings(strict, verify, by_command=True))
 
 
 def uninstall() -> None:
@@ -164,17 +176,16 @@ def _switch(settings: Settings | None) -> None:
 
 def _put() -> None:
     """Puts our methods into `keras.Model`, which inherits Keras's from the trainer of its backend."""
-    if replaced:
-        return
-    for name in MAKERS:
+    missing = [name for name in MAKERS if vars(keras.Model).get(name) not in replaced]
+    for name in missing:
         if name in vars(keras.Model):
             raise RuntimeError(
                 f"`keras.Model.{name}` must be Keras's own when kohort is installed. Received: one of "
                 f"{getattr(keras.Model, name).__module__}. Install kohort first, and the other on top of it."
             )
-    for name, make in MAKERS.items():
+    for name in missing:
         original = getattr(keras.Model, name)
-        ours = make(original)
+        ours = MAKERS[name](original)
         replaced[ours] = original
         setattr(keras.Model, name, ours)
 
@@ -261,6 +272,8 @@ def _decide(model: keras.Model, given: dict[str, Any]) -> tuple[Request, str | N
         or _refusal(check_streams, request.x, request.validation_data)
         or _why_the_worker_cannot(model, request)
     )
+    if reason is None:
+        shapes_of(model).compile(request)
     return request, reason
 
 
@@ -271,23 +284,26 @@ def _why_the_worker_cannot(model: keras.Model, request: Request) -> str | None:
     """
     if not remote.is_needed():
         return None
-    progress = Progress(request.recipe.epochs, request.verbose)
-    progress.begin(request.recipe.initial_epoch)
-    try:
-        said = _rehearsed(model, request)
-    except remote.WorkerError as error:
-        said = str(error)
-    finally:
-        progress.rewind()
-    if not said:
-        return None
-    return f"the worker process, where Keras runs on JAX, cannot run it: {said.removesuffix('.')}"
+    types = tuple(str(getattr(leaf, "dtype", "")) for leaf in keras.tree.flatten(request[:4]))
+    known, key = shapes_of(model).rehearsed, (shape_of(request), types)
+    if key not in known:
+        try:
+            known[key] = _rehearsed(model, request) or ""
+        except remote.WorkerError as error:  # of the process, and not of the model: the next fit may find another
+            return str(error).split(". ")[0]
+    said = known[key]
+    return f"the worker process, where Keras runs on JAX, cannot run it: {said}" if said else None
 
 
 def _rehearsed(model: keras.Model, request: Request) -> str | None:
-    source = epochs_of(model, *request[:4], request.recipe)
-    # Streams do not go to the worker.
-    return source.rehearse(keras_internals.read_state(model)) if isinstance(source, ArrayEpochs) else None
+    progress = Progress(request.recipe.epochs, request.verbose)
+    progress.begin(request.recipe.initial_epoch)
+    try:
+        source = epochs_of(model, *request[:4], request.recipe)
+        # Streams do not go to the worker.
+        return source.rehearse(keras_internals.read_state(model)) if isinstance(source, ArrayEpochs) else None
+    finally:
+        progress.rewind()
 
 
 def _check_all_but_numbers(model: keras.Model, *data_and_recipe: Any) -> None:

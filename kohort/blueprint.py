@@ -128,7 +128,7 @@ def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> Non
     try:
         keras.saving.deserialize_keras_object(serialised, custom_objects=_imported(customs))
     except (TypeError, ValueError) as error:
-        received = f"a configuration from which Keras does not build it again ({first_line(error)})"
+        received = f"a configuration from which Keras does not build it again ({_first_line(error)})"
         step = "Let the `get_config` of its parts tell what `__init__` takes, `**kwargs` included"
         raise _refusal(model, received, step) from error
     finally:
@@ -145,11 +145,20 @@ def _imported(customs: list[Custom]) -> dict[str, Any]:
     return {custom.registered_name: found(custom) for custom in customs}
 
 
-def first_line(error: BaseException) -> str:
-    """Returns what went wrong at first, in one line."""
+def first_error(error: BaseException) -> str:
+    """Returns what went wrong at first, its kind and one line."""
+    first = _first(error)
+    return f"{type(first).__name__}: {_first_line(first)}".removesuffix(".")
+
+
+def _first(error: BaseException) -> BaseException:
     while error.__context__ is not None:  # Keras wraps what went wrong, at each level of the model
         error = error.__context__
-    line = " ".join(str(error).split())
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    line = " ".join(str(_first(error)).split())
     return line[:119] + "…" if len(line) > 120 else line
 
 
@@ -162,7 +171,7 @@ def _serialised(model: keras.Model, refusal: Callable) -> dict:
         serialised = keras.saving.serialize_keras_object(model)
         return keras_parts.on_any_backend(json.loads(json.dumps(serialised)))
     except (NotImplementedError, TypeError) as error:
-        received = f"a part that does not tell its configuration ({first_line(error)})"
+        received = f"a part that does not tell its configuration ({_first_line(error)})"
         raise refusal(model, received, "Give that class a `get_config` of plain values") from error
 
 

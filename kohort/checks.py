@@ -147,7 +147,7 @@ def check_data(model: keras.Model, x: Any, y: Any, sample_weight: Any, validatio
         _check_beside_stream(kind, y, sample_weight, validation_data, recipe)
     elif not _has_sparse(x, y, sample_weight):
         rows = check_arrays(x, y, sample_weight)
-        check_features(model, x)
+        check_step_features(model, x, "x")
         check_targets(model, y)
         _check_weighting(recipe.class_weight, y, sample_weight)
         if recipe.validation_split and validation_data is None:
@@ -339,11 +339,17 @@ def _check_validation_data(model: keras.Model, validation_data: Any) -> None:
         )
     x, y, sample_weight = (*validation_data, None)[:3]
     check_arrays(x, y, sample_weight, "validation_data")
-    check_features(model, x, "validation_data[0]")
+    check_step_features(model, x, "validation_data[0]", "test_step")
     check_targets(model, y, "validation_data[1]")
 
 
 # --- arrays and the model ---------------------------------------------------------------------------------------------
+
+
+def check_step_features(model: keras.Model, x: Any, name: str, step: str = "train_step") -> None:
+    """Checks the features that a step is given, unless the step is the model's own: it may take any."""
+    if not keras_internals.overrides(model, step):
+        check_features(model, x, name)
 
 
 def check_features(model: keras.Model, x: Any, name: str = "x") -> None:

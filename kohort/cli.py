@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
-WRONG_USE = (TypeError, ValueError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError)
+NO_FILE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+WRONG_USE = (TypeError, ValueError, ImportError, *NO_FILE)
 EXITS = "exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (Ctrl-C)"
 
 
@@ -83,7 +84,8 @@ class _Parser(argparse.ArgumentParser):
     """One whose complaints say what to do next; its commands' are likewise."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(f"{message.removesuffix('.')}. See `{self.prog} --help`.")
+        # Complaints of our own, which end as sentences do, have said it.
+        super().error(message if message.endswith(".") else f"{message}. See `{self.prog} --help`.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,16 +27,16 @@ class Curves:
     """The metrics of all members in the epochs of a fit."""
 
     def __init__(
-        self, seeds: tuple[int, ...], epochs: range, parameters: Mapping[str, np.ndarray] | None = None
+        self, seeds: tuple[int, ...], epochs: range, differences: Mapping[str, np.ndarray] | None = None
     ) -> None:
         """Takes no room yet.
 
         Args:
             seeds: The seed of each member.
             epochs: The numbers of all epochs that the fit may run.
-            parameters: What else tells the members apart, each (member,).
+            differences: What else tells the members apart, each (member,).
         """
-        self._seeds, self._epochs, self._parameters = seeds, epochs, parameters
+        self._seeds, self._epochs, self._differences = seeds, epochs, differences
         self._arrays: dict[str, np.ndarray] = {}  # (epoch, member, ...): what a call writes lies close together
         self._files: list[mmap.mmap] = []
         self._unreleased = 0  # bytes that were put since memory was last released
@@ -84,7 +84,7 @@ class Curves:
         """Returns what was recorded before the epoch with this number."""
         count = stop - self._epochs.start
         metrics = {name: array[:count].swapaxes(0, 1) for name, array in sorted(self._arrays.items())} if count else {}
-        return CohortHistory(metrics, list(self._seeds), list(self._epochs[:count]), stopped_epoch, self._parameters)
+        return CohortHistory(metrics, list(self._seeds), list(self._epochs[:count]), stopped_epoch, self._differences)
 
     def _places(self, epochs: range) -> slice:
         return slice(epochs.start - self._epochs.start, epochs.stop - self._epochs.start)

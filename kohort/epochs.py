@@ -276,14 +276,14 @@ def log_columns(logs: Any, validates: np.ndarray | None, count: int) -> tuple[di
 
     Names are sorted as Keras sorts them. The lists of validation metrics hold the epochs that validated only.
     """
-    every = np.ones(count, bool)
-    validates = every if validates is None else validates[:count]
     training, validation = logs
     if count == 1 and validates is None:  # between callbacks: an epoch takes little longer than this function
         named = training | {f"val_{name}": log for name, log in validation.items()}
         values = {name: np.asarray(named[name])[0] for name in sorted(named)}
         last = {name: value if value.ndim else value.item() for name, value in values.items()}
         return {name: [value] for name, value in last.items()}, last
+    every = np.ones(count, bool)
+    validates = every if validates is None else validates[:count]
     columns, last = {}, {}
     parts = [("", training, every), ("val_", validation, validates)]
     named = {prefix + name: (log, ran) for prefix, part, ran in parts for name, log in part.items()}

@@ -101,10 +101,11 @@ def checked_target(path: Any) -> Path:
         raise IsADirectoryError(
             f"`path` must be a file. Received: path={os.fspath(path)!r}, which is a folder. Add the name of a file."
         )
-    if target.parent.exists() and not target.parent.is_dir():
+    above = next(folder for folder in target.parents if folder.exists())
+    if not above.is_dir():
         raise NotADirectoryError(
-            f"`path` must be in a folder. Received: path={os.fspath(path)!r}, where {os.fspath(target.parent)!r} is a "
-            "file. Choose another place."
+            f"`path` must be in a folder. Received: path={os.fspath(path)!r}, where {os.fspath(above)!r} is a file. "
+            "Choose another place."
         )
     if not target.parent.is_dir():
         raise FileNotFoundError(

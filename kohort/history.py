@@ -123,7 +123,7 @@ class CohortHistory(Mapping):
         epoch: The number of each epoch, as in `keras.callbacks.History.epoch`.
         stopped_epoch: The number of the epoch after which a callback stopped the member, or -1, shape (member,); the
             metrics are NaN from there on. If not given, nobody was stopped.
-        parameters: What else tells the members apart, such as their varied values and folds: name to array (member,).
+        differences: What else tells the members apart, such as their varied values and folds: name to array (member,).
 
     Example:
         >>> import numpy as np
@@ -143,14 +143,14 @@ class CohortHistory(Mapping):
         seeds: list[int],
         epoch: list[int],
         stopped_epoch: np.ndarray | None = None,
-        parameters: Mapping[str, np.ndarray] | None = None,
+        differences: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Keeps the arrays as they are."""
         self.history: dict[str, Num[np.ndarray, "member epoch *value"]] = dict(metrics)
         self.seeds = list(seeds)
         self.epoch = list(epoch)
         self.stopped_epoch = np.full(len(self.seeds), -1) if stopped_epoch is None else np.asarray(stopped_epoch)
-        self.parameters = dict(parameters or {})
+        self.differences = dict(differences or {})
 
     def __getitem__(self, metric: str) -> np.ndarray:
         """Returns the array (member, epoch) of the metric."""
@@ -250,7 +250,7 @@ class CohortHistory(Mapping):
         metrics = {name: variable(name, values) for name, values in self.history.items()}
         if "loss" in self:
             metrics["outcome"] = ("member",), np.array([outcome.name for outcome in self.outcome])
-        along = {name: (("member",), values) for name, values in self.parameters.items()}
+        along = {name: (("member",), values) for name, values in self.differences.items()}
         return xarray.Dataset(metrics, {"member": self.seeds, "epoch": self.epoch, **along})
 
     def to_pandas(self) -> Any:
@@ -277,10 +277,12 @@ class CohortHistory(Mapping):
                    1       0.4
         """
         pandas = optional("pandas", "to_pandas")
-        members = {"member": np.array(self.seeds), **self.parameters}
-        levels = {name: np.repeat(column, len(self.epoch)) for name, column in members.items()}
-        levels["epoch"] = np.tile(np.array(self.epoch, int), len(self.seeds))
-        index = pandas.MultiIndex.from_arrays([*levels.values()], names=[*levels])
+        index = pandas.MultiIndex.from_product([self.seeds, self.epoch], names=["member", "epoch"])
+        if self.differences:
+            members = {"member": np.array(self.seeds), **self.differences}
+            levels = {name: np.repeat(column, len(self.epoch)) for name, column in members.items()}
+            levels["epoch"] = np.tile(np.array(self.epoch, int), len(self.seeds))
+            index = pandas.MultiIndex.from_arrays([*levels.values()], names=[*levels])
         columns: dict[str, np.ndarray] = {}
         for name, values in self.history.items():
             rows = values.reshape(len(index), -1)

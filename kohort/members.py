@@ -247,7 +247,7 @@ class Members:
 
     def no_history(self) -> CohortHistory:
         """Returns the history of no epochs."""
-        return CohortHistory({}, list(self.seeds), [], parameters=self.roster.differences)
+        return CohortHistory({}, list(self.seeds), [], differences=self.roster.differences)
 
 
 def members_of(

@@ -17,7 +17,7 @@ from kohort.checks import Recipe, check_arrays, check_data, check_features
 from kohort.data import pass_cut, samples
 from kohort.programs import local_programs_of
 from kohort.progress import held_interrupt
-from kohort.shapes import shapes_of
+from kohort.shapes import are_samples, shapes_of
 
 # What a call comes to that Keras shall do.
 TO_KERAS: Any = object()
@@ -59,7 +59,9 @@ def predicted(
     if steps is not None or callbacks or verbose != 0 or model.predict_function is None:
         return TO_KERAS
     # A layer may change what is not trained, as one that counts its calls does: the program of a prediction drops it.
-    if not model.compiled or model.non_trainable_variables or not _gains(model, "predict", batch_size, x):
+    if not model.compiled or model.non_trainable_variables or keras_internals.overrides(model, "make_predict_function"):
+        return TO_KERAS
+    if not _gains(model, "predict", batch_size, x):
         return TO_KERAS
     data = samples(x)
     program = local_programs_of(model).predict(pass_cut(data.rows, batch_size))
@@ -75,7 +77,7 @@ def _gains(model: keras.Model, method: str, batch_size: Any, x: Any, y: Any = No
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         return False
     leaves = [leaf for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None]
-    if not leaves or not all(getattr(leaf, "shape", ()) for leaf in leaves):
+    if not are_samples(leaves):
         return False
     steps = -(-leaves[0].shape[0] // (batch_size or 32))
     if not shapes_of(model).pays((method, batch_size, *(tuple(leaf.shape) for leaf in leaves)), steps):

@@ -147,7 +147,7 @@ class Progress:
     def rewind(self) -> None:
         """Goes back to where it began: what is shown next is written over it."""
         if self.bar is not None:
-            print_message("\r", line_break=False)
+            print_message(f"\r{' ' * 40}\r", line_break=False)
 
     def update(self, epoch: int, count: int, logs: dict) -> None:
         """Takes in the last logs of the `count` epochs from `epoch` on."""

@@ -183,7 +183,9 @@ class Worker:
         with self.lock:
             if key not in self._tokens:
                 self._sent += 1
-                self.call({"do": "keep", "token": self._sent}, samples)
+                answer = self.ask({"do": "keep", "token": self._sent}, samples)
+                if answer is not None and "error" in answer[0]:
+                    raise WorkerError(f"kohort's worker process cannot take the data: {answer[0]['cause']}.")
                 self._tokens[key] = self._sent
                 for leaf in leaves:  # the worker keeps them as long as this process does
                     weakref.finalize(leaf, self._forget, key).atexit = False
@@ -264,7 +266,7 @@ if hasattr(os, "register_at_fork"):
 
 def _remedy(said: str) -> str:
     """Returns what to do about a worker that could not start."""
-    missing = re.search(r"No module named '(\w+)", said)
+    missing = re.search(r"No module named '(jax|jaxlib|keras|numpy|scipy)'", said)
     if missing:
         return f"Install it: `{sys.executable} -m pip install {missing[1]}`."
     return f'Run `KERAS_BACKEND=jax {sys.executable} -c "import kohort.worker"` to see more.'
@@ -309,7 +311,6 @@ class RemotePrograms:
         self._blueprint = blueprint(model)
         self._name = hashlib.sha256(json.dumps(self._blueprint).encode()).hexdigest()
         self._paces: dict[tuple, Pace] = {}
-        self._rehearsed: dict[tuple, str] = {}
         self.room: Any = None  # memory that held the row numbers of the last call
 
     def is_of(self, model: keras.Model) -> bool:
@@ -339,15 +340,11 @@ class RemotePrograms:
         return self._paces.setdefault(key, Pace())
 
     def rehearse(self, request: Request) -> str:
-        """Makes a call of no epoch, once for each program and shape, and returns why the worker cannot, or nothing."""
-        shapes = tuple(array.shape for array in arrays_of((request.samples, request.validation)))
-        key = (*request.program, shapes)
-        if key not in self._rehearsed:
-            other = worker()
-            with other.lock:
-                answer = self._answer(other, request, None) or ({}, None)
-            self._rehearsed[key] = "{error}: {cause}".format_map(answer[0]) if "error" in answer[0] else ""
-        return self._rehearsed[key]
+        """Makes a call of no epoch, of which neither end keeps a state. Returns why the worker cannot, or nothing."""
+        other = worker()
+        with other.lock:
+            answer = self._answer(other, request, None) or ({}, None)
+        return answer[0].get("cause", "")
 
     def wait(self, request: Request, interrupt: Any) -> tuple[State, Any] | None:
         """Makes the call. Returns the state after it and its logs, or None if it was interrupted before its end."""

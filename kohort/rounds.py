@@ -414,7 +414,7 @@ if hasattr(os, "register_at_fork"):
 def stopped(history: CohortHistory, goes_on: np.ndarray) -> CohortHistory:
     """Returns the history of members that are all stopped after its last epoch."""
     stopped_epoch = np.where(goes_on, history.epoch[-1], history.stopped_epoch)
-    return CohortHistory(history.history, history.seeds, history.epoch, stopped_epoch, history.parameters)
+    return CohortHistory(history.history, history.seeds, history.epoch, stopped_epoch, history.differences)
 
 
 def medians(history: CohortHistory) -> dict[str, float]:

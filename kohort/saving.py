@@ -332,8 +332,8 @@ def _trained(contents: Contents, members: Members) -> Trained:
     history = {name: arrays[f"history/{name}"].copy() for name in about["metrics"]}
     owed = tuple(Owed(rows, np.asarray(times) if isinstance(times, list) else times) for rows, times in about["owed"])
     generators = MemberGenerators.restored(members.seeds, arrays.get("generators"), owed)
-    log = CohortHistory(history, list(members.seeds), arrays["epoch"].tolist(), arrays["stopped_epoch"].copy())
-    log.parameters = members.roster.differences
+    epoch, stopped_epoch = arrays["epoch"].tolist(), arrays["stopped_epoch"].copy()
+    log = CohortHistory(history, list(members.seeds), epoch, stopped_epoch, members.roster.differences)
     states = [_state(arrays, kind) for kind in range(len(members.templates))]
     return Trained(members.cut(states), generators, log)
 

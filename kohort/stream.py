@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from kohort import engine, keras_internals
-from kohort.checks import NUMBERS, Recipe, check_features, received
+from kohort.checks import NUMBERS, Recipe, check_step_features, received
 from kohort.data import Samples, inputs, validation_inputs
 from kohort.engine import CALL_SECONDS, Cut, Pace, State
 from kohort.epochs import Advanced, ArrayEpochs, Epochs, log_columns
@@ -256,12 +256,14 @@ def check_batch(model: keras.Model, batch: Any, name: str) -> None:
         ValueError: If a shape does not fit.
     """
     for leaf in keras.tree.flatten(batch):
+        # Complex numbers, which arrays must not hold: in a stream they are seen too late to leave the fit to Keras.
         if leaf is not None and not NUMBERS.fullmatch(str(leaf.dtype).replace("complex", "float")):
             raise TypeError(
                 f"`{name}` must give batches of numbers. Received: {received('an array', leaf)} in a batch. "
                 "Encode text and categories as numbers."
             )
-    check_features(model, keras.utils.unpack_x_y_sample_weight(batch)[0], name)
+    step = "train_step" if name == "x" else "test_step"
+    check_step_features(model, keras.utils.unpack_x_y_sample_weight(batch)[0], name, step)
 
 
 # --- stacks of batches ------------------------------------------------------------------------------------------------

@@ -67,15 +67,13 @@ class Training:
                     self.finished = epoch if count else self.finished
                     if model.stop_training:
                         break
-                if not interrupt:
-                    if not self.has_callbacks:
-                        keras_internals.attach(self.variables, self.state)
-                    model.optimizer.finalize_variable_values(model.trainable_weights)
-                    self.state = keras_internals.values_of(self.variables)
             finally:
                 # With callbacks the model is up to date, also where one of them failed half-way.
                 if not self.has_callbacks:
                     keras_internals.attach(self.variables, self.state)
+                # After an error, too, as by Keras. After Ctrl-C one goes on, and so from the weights as they are.
+                if not interrupt:
+                    model.optimizer.finalize_variable_values(model.trainable_weights)
                 self.progress.finish()
         self.callbacks.on_train_end(self.logs)
         return model.history
@@ -112,13 +110,20 @@ class Training:
     def _call_with_callbacks(self, epoch: int, interrupt: Interrupt) -> int:
         before = keras_internals.values_of(self.variables)
         self._reset_metrics()
-        self.callbacks.on_epoch_begin(epoch)
+        try:
+            with interrupt.opened():
+                self.callbacks.on_epoch_begin(epoch)
+        except KeyboardInterrupt:
+            keras_internals.attach(self.variables, before)
+            raise
         self._read_state(before)
         if not self._run_epoch(epoch, interrupt):
             keras_internals.attach(self.variables, before)
             return 0
         keras_internals.attach(self.variables, self.state)
-        self.callbacks.on_epoch_end(epoch, self.logs)
+        self.finished = epoch + 1
+        with interrupt.opened():
+            self.callbacks.on_epoch_end(epoch, self.logs)
         self.progress.update(epoch, 1, self.logs)
         return 1
 

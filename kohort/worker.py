@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 from kohort import keras_internals
-from kohort.blueprint import build, first_line
+from kohort.blueprint import build, first_error
 from kohort.engine import Cut, Schedule, State
 from kohort.programs import Programs
 from kohort.structures import map_arrays
@@ -78,7 +78,7 @@ class Bench:
             return {"start": self._start, "keep": self._keep, "run": self._run}[message["do"]](message, arrays)
         except BaseException as error:  # it is not ours: it is raised again at the other end
             trace = "".join(traceback.format_exception(error)[-6:])
-            told = {"error": type(error).__name__, "text": str(error), "cause": first_line(error), "trace": trace}
+            told = {"error": type(error).__name__, "text": str(error), "cause": first_error(error), "trace": trace}
             return told, None
 
     def _start(self, *_: Any) -> tuple[dict, Any]:
@@ -104,7 +104,8 @@ class Bench:
             results = program(state, samples, validation, Schedule(*schedule), message["count"])
         else:
             results = programs.validation(Cut(*cuts[0]))(state, samples, message["count"])
-        self.last = results[0]
+        if message["count"]:  # else it was a rehearsal, of which the other end keeps no state
+            self.last = results[0]
         state, logs = map_arrays(np.asarray, (list(results[0]), results[1]))
         return {"compilations": self.compilations}, (state, logs)
 

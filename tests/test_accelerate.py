@@ -385,7 +385,7 @@ def test_ever_new_shapes_are_left_to_keras():
 
 
 def flags():
-    return accelerate._settings
+    return accelerate._settings and accelerate._settings[:2]
 
 
 def test_to_install_twice_is_an_error():
@@ -484,6 +484,7 @@ def test_somebody_else_on_top(others):
     kohort.uninstall()
     model.fit(**FIT, verbose=0)
     with kohort.install():
+        assert {"fit", "evaluate", "predict"} <= set(vars(keras.Model))
         model.fit(**FIT, verbose=0)
 
     assert seen == [model] * 3

@@ -172,8 +172,11 @@ def test_places_that_cannot_be_written(tmp_path, path):
         FileNotFoundError, match=r"`path` must be in a folder that exists\. Received: .*Make it first: "
     ):
         files.write(tmp_path / "none" / "a.kohort", "cohort", 1, CONTENTS)
-    with pytest.raises(FileNotFoundError, match=r"in a folder that exists"):
-        files.write(path / "a.kohort", "cohort", 1, CONTENTS)
+    for below in ("a.kohort", "folder/a.kohort"):
+        with pytest.raises(
+            NotADirectoryError, match=r"`path` must be in a folder\. .* is a file\. Choose another place"
+        ):
+            files.write(path / below, "cohort", 1, CONTENTS)
     with pytest.raises(IsADirectoryError, match=r"`path` must be a file\. Received: .*, which is a folder\. Add"):
         files.write(tmp_path, "cohort", 1, CONTENTS)
 

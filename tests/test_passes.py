@@ -188,3 +188,22 @@ def test_training_does_not_go_on_with_stale_metrics(asked):
         found = models[1].fit(X, Y, epochs=2, verbose=0).history
     assert asked == [1]
     assert found == expected
+
+
+class Counting(keras.Sequential):
+    made = 0
+
+    def make_predict_function(self, force=False):
+        Counting.made += 1
+        return super().make_predict_function(force)
+
+
+def test_a_function_of_ones_own_is_called(asked):
+    model = Counting([keras.Input((3,)), layers.Dense(3)])
+    model.compile("sgd", "mse")
+    with kohort.install():
+        for _ in range(3):
+            model.predict(X, verbose=0)
+
+    assert Counting.made == 3
+    assert asked == []

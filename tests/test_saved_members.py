@@ -98,7 +98,7 @@ def test_members_come_back_as_they_were_and_go_on(way, tmp_path):
 
     assert differences(left(cohort), left(loaded)) == []
     assert differences(cohort.parameters, loaded.parameters) == []
-    assert differences(cohort.history.parameters, loaded.history.parameters) == []
+    assert differences(cohort.history.differences, loaded.history.differences) == []
     np.testing.assert_array_equal(cohort.predict(X), loaded.predict(X))
     if "folds" in WAYS[way][1] or "bootstrap" in WAYS[way][1]:
         np.testing.assert_array_equal(cohort.predict_out_of_fold(X), loaded.predict_out_of_fold(X))

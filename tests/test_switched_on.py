@@ -12,7 +12,9 @@ from oracle import by_keras, by_kohort, differences, run
 from streams import Stream, X, Y, build, generator
 
 import kohort
-from kohort import remote
+from kohort import accelerate, remote
+from kohort.checks import Recipe
+from kohort.fit import Request
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +139,7 @@ def test_a_worker_that_cannot_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     row = both(build, lambda: FIT)
 
-    assert "worker process could not start: [Errno 2] No such file or directory: '/no/such/python'" in row.reason
+    assert row.reason.endswith("could not start: [Errno 2] No such file or directory: '/no/such/python'")
 
 
 @pytest.mark.usefixtures("in_the_worker")
@@ -147,7 +149,30 @@ def test_a_system_without_what_the_worker_needs(monkeypatch):
     monkeypatch.delattr("socket.recv_fds")
     row = both(build, lambda: FIT)
 
-    assert "kohort's worker process needs Linux or macOS" in row.reason
+    assert row.reason == "kohort's worker process needs Linux or macOS"
+
+
+@pytest.mark.usefixtures("in_the_worker")
+def test_a_rehearsal_between_two_calls_of_another_fit(monkeypatch):
+    """As of another thread: the worker goes on from the state of the fit, not from that of the rehearsal."""
+    wait, calls = remote.RemotePrograms.wait, []
+    other, request = build(), Request(X, Y, recipe=Recipe())
+    kohort.fit(other, X[:9], Y[:9], verbose=0)  # a fresh one reads a batch, as by Keras, and draws for it
+
+    def waited(programs, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            assert accelerate._why_the_worker_cannot(other, request) is None
+        return wait(programs, *args)
+
+    fit = {"x": X, "y": Y, "epochs": 6}
+    theirs = run(by_keras, build, 1, [fit])
+    monkeypatch.setattr("kohort.engine.Pace.epochs", lambda pace, remaining, *others: min(remaining, 2))
+    monkeypatch.setattr(remote.RemotePrograms, "wait", waited)
+    ours = run(by_kohort, build, 1, [fit])
+
+    assert len(calls) == 3
+    assert differences(theirs, ours) == []
 
 
 @pytest.mark.usefixtures("in_the_worker")
@@ -162,6 +187,56 @@ def test_streams_are_read_in_this_process():
     row = both(build, lambda: {"x": generator(), "steps_per_epoch": 3, "epochs": 2, "shuffle": False})
 
     assert row.reason == "`x` is a generator, and the worker takes arrays"
+
+
+class Paired(keras.Model):
+    """Reads inputs and targets out of one array, as its own step may; its layers never see that array."""
+
+    def train_step(self, state, data):
+        pairs = data[0] if isinstance(data, tuple) else data
+        return super().train_step(state, (pairs[:, 0], pairs[:, 1, :1]))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean((y - y_pred) ** 2)
+
+
+def build_paired():
+    inputs = keras.Input((3,))
+    model = Paired(inputs, layers.Dense(1)(inputs))
+    model.compile("sgd")
+    return model
+
+
+PAIRS = np.stack([X, -X], axis=1)
+
+
+@pytest.mark.parametrize("data", [lambda: PAIRS, lambda: Stream(PAIRS)], ids=["arrays", "stream"])
+def test_a_step_of_ones_own_may_read_other_shapes_than_the_inputs(data):
+    assert both(build_paired, lambda: {"x": data(), "epochs": 3}).way == "compiled"
+
+
+@pytest.mark.filterwarnings("default::kohort.FallBackWarning")
+def test_what_is_refused_uses_up_no_free_shape():
+    """Of those that are compiled without asking whether that pays."""
+    model = build()
+    with kohort.install():
+        for rows in (10, 20, 30):
+            model.fit(X[:rows], 2 * Y[:rows], verbose=0)
+        kohort.report(clear=True)
+        model.fit(X, Y, verbose=0)
+
+    assert kohort.report().compiled_calls == 1
+
+
+def test_a_script_that_is_run_unchanged_may_install_kohort_itself():
+    accelerate.install_by_command(strict=False, verify=False)
+    with kohort.install(strict=True):
+        assert accelerate._settings[:2] == (True, False)
+        with pytest.raises(RuntimeError, match="must be called where kohort is not installed"):
+            kohort.install()
+    assert accelerate._settings[:2] == (False, False)
+    kohort.uninstall()
+    assert accelerate._settings is None
 
 
 # --- what belongs to the process --------------------------------------------------------------------------------------

@@ -107,11 +107,12 @@ def test_a_folder_in_which_no_study_may_be_made(tmp_path, permissions):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("above", ["a file", "no folder"])
-def test_a_place_in_no_folder(above, tmp_path):
+def test_a_place_in_no_folder(tmp_path):
     (tmp_path / "a file").touch()
     with refused(FileNotFoundError, r"`path` must be in a folder that exists\. Received: path='.*/a\.kohort'\. Make"):
-        study_of(tmp_path / above, {"hidden": [2]})
+        study_of(tmp_path / "no folder", {"hidden": [2]})
+    with refused(NotADirectoryError, r"`path` must be in a folder\. .* is a file\. Choose another place"):
+        study_of(tmp_path / "a file", {"hidden": [2]})
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has such a folder, which root cannot write")

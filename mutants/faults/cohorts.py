@@ -235,7 +235,7 @@ FAULTS = [
         "kohort/plot/rates.py",
         "return tuple(sorted(values)) if _are_numbers(values) else values",
         "return values",
-        ("tests/test_plot_rates.py::test_the_rates_are_those_of_plain_keras",),
+        ("tests/test_plot_records.py::test_the_record_of_success",),
     ),
     Fault(
         "logs-of-the-first-lanes",

@@ -71,10 +71,17 @@ FAULTS = [
         (f"{SWITCHED_ON}test_a_model_that_the_worker_cannot_train",),
     ),
     Fault(
-        "rehearsed-at-every-fit",
-        "kohort/remote.py",
-        "        if key not in self._rehearsed:",
+        "rehearsal-leaves-its-state",
+        "kohort/worker.py",
+        '        if message["count"]:',
         "        if True:",
+        (f"{SWITCHED_ON}test_a_rehearsal_between_two_calls_of_another_fit",),
+    ),
+    Fault(
+        "rehearsed-at-every-fit",
+        "kohort/accelerate.py",
+        "    if key not in known:",
+        "    if True:",
         (f"{SWITCHED_ON}test_what_the_worker_cannot_run_it_is_asked_once",),
     ),
     Fault(
