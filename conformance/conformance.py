@@ -120,6 +120,7 @@ class Comparison:
             for way, count in self.ways.most_common()
             if way != COMPILED
         ]
+        unrun = {name: test["line"] for name, test in self.plain["tests"].items() if "::" not in name}
         listed = [f"- {name}: {self.exceptions.tests[name]}" for name in self.failures if name in self.exceptions.tests]
         return "\n".join(
             [
@@ -135,6 +136,8 @@ class Comparison:
                 "",
                 f"Tests that pass plain and fail with kohort: {len(self.failures)}; exceptions: {len(listed)}.",
                 *listed,
+                *([f"Files of tests that could not be imported here: {len(unrun)}."] if unrun else []),
+                *(f"- {name}: {line}" for name, line in sorted(unrun.items())),
             ]
         ).rstrip()
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import zlib
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
@@ -31,6 +32,25 @@ beartype_code.getrandbits = random.Random(0).getrandbits
 jaxtyping.install_import_hook("kohort", "typechecker.of_modules_and_classes")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in the background
 pytest.register_assert_rewrite("oracle")  # so that its assertions, too, show what differs
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part", metavar="K/N", default="1/1", help="of the slow tests about every N-th, the K-th of them"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the slow tests of other parts. By their names: a new test moves no other to another part."""
+    part, parts = map(int, config.getoption("--part").split("/"))
+    others = [
+        item
+        for item in items
+        if item.get_closest_marker("slow") and zlib.crc32(item.nodeid.encode()) % parts != part % parts
+    ]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -40,7 +40,18 @@ def script(text):
     return code if HAS_TENSORFLOW else code.replace("from tensorflow import keras", "import keras")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kohort.__main__") is None, reason="there is no `python -m kohort` yet")
+@pytest.mark.parametrize("course", COURSES, ids=lambda path: path.name)
+def test_no_cell_is_lost_and_what_today_s_keras_refuses_alone_is_changed(course):
+    text = course.read_text()
+    found = list(cells(text))
+
+    assert len(found) == text.count("In [None]:\n") > 5
+    assert all(cell.strip() for cell in found)
+    before, after = "\n\n".join(found).splitlines(), script(text).splitlines()
+    changed = {old.strip() for old, new in zip(before, after, strict=True) if old != new}
+    assert all("keras.Input(shape=2)" in line or line == "from tensorflow import keras" for line in changed)
+
+
 @pytest.mark.parametrize("course", COURSES, ids=lambda path: path.name)
 def test_the_cells_run_to_their_end(course, tmp_path):
     code = script(course.read_text())

@@ -15,7 +15,7 @@ CLAIMS = 17  # of the course text, each beside its figure
 
 
 def run(*arguments):
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

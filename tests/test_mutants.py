@@ -119,3 +119,11 @@ def test_one_fault_from_the_command_line():
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("\n1 of 1 faults were noticed\n")
     assert done.stdout.startswith("diverged-members-not-counted ")
+
+
+def test_the_rate_goes_into_the_results(mutants):
+    one, other = (mutants.Result(each.name, "tests/x::y", 1.0, True) for each in mutants.FAULTS[:2])
+    text = mutants.told([one, other._replace(outcome="SURVIVED", is_noticed=False)])
+
+    assert f"1 of 2 faults put into kohort on purpose were noticed by its own tests, of {len(mutants.FAULTS)} " in text
+    assert f"Not noticed: {other.fault}: SURVIVED" in text

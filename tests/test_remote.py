@@ -40,7 +40,8 @@ def nothing_left():
     yield
     remote.end_worker()
     assert children() == []
-    assert held("self") == set()
+    gc.collect()
+    assert held("self") == mapped("self") == set()
 
 
 OTHERS = []  # what other files of tests have started

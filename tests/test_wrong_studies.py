@@ -1,6 +1,7 @@
 """P7: what is wrong with a study, a run of it, or a question to it, is said at once."""
 
 import select
+import time
 
 import keras
 import killed_study
@@ -228,8 +229,10 @@ def test_two_processes_on_one_study(tmp_path):
                 killed_study.run(killed_study.study_at(path))
         print("\n" * 3, file=first.stdin, flush=True)  # four lines: it writes on while it is read
         read = 2 * block
+        deadline = time.monotonic() + 120
         while read < 6 * block:
             assert first.poll() is None
+            assert time.monotonic() < deadline
             before = kohort.open(path).trials
             there = sum(len(trial.history["loss"]) for trial in before if len(trial))
             assert there in range(read, 6 * block + 1, block)

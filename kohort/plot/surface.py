@@ -116,7 +116,7 @@ class Surface(Plane):
         It stands where the nearest border or sample is farthest, over samples only where there is no other place.
 
         Args:
-            ax: The axes, whose limits are set.
+            ax: The axes.
             leader: The class at each grid point, -1 where there is none, (grid, grid).
             size: Of the markers, in points.
         """
@@ -251,9 +251,9 @@ def _poles(region: np.ndarray, free: np.ndarray, steps: np.ndarray, room: float)
     inside, apart = (
         np.asarray(distance_transform_edt(of, sampling=steps)) - 0.5 * steps.max() for of in (inner, inner & free)
     )
+    farthest: Any = [maximum_position(far, pieces, range(1, count + 1)) for far in (apart, inside)]
     poles: list[tuple] = []
-    for piece in range(1, count + 1):
-        places: Any = [maximum_position(far, pieces, piece) for far in (apart, inside)]
+    for places in zip(*farthest, strict=True):
         poles += [at for at, far in zip(places, (apart, inside), strict=True) if far[at] >= room][:1]
     return poles
 
