@@ -176,7 +176,8 @@ def _switch(settings: Settings | None) -> None:
 
 def _put() -> None:
     """Puts our methods into `keras.Model`, which inherits Keras's from the trainer of its backend."""
-    missing = [name for name in MAKERS if vars(keras.Model).get(name) not in replaced]
+    there = {ours.__name__ for ours in replaced}  # below what somebody else has put on top, too
+    missing = [name for name in MAKERS if name not in there]
     for name in missing:
         if name in vars(keras.Model):
             raise RuntimeError(
