@@ -221,7 +221,7 @@ class Batches(keras.utils.PyDataset):
 
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
-for train in (lambda **fit: kohort.fit(model, **fit), model.fit):
+for train in (lambda **fit: kohort.fit(model, **fit), lambda **fit: model.fit(**fit)):
     with warnings.catch_warnings(record=True) as caught, kohort.install():
         warnings.simplefilter("always", kohort.FallBackWarning)
         history = train(x=Batches(), epochs=2, verbose=0)
