@@ -68,8 +68,10 @@ def test_every_picture_is_looked_at():
 
 def covered(figure):
     """Returns which share of the ground of each legend something else is drawn on."""
-    figure.canvas.draw()  # then everything has its place
     legends = [each for each in (*figure.legends, *(ax.get_legend() for ax in standing(figure.axes))) if each]
+    if not legends:
+        return []
+    figure.canvas.draw()  # then everything has its place
     boxes = [legend.get_window_extent().get_points().round().astype(int) for legend in legends]
     figure.set_layout_engine("none")
     for legend in legends:
@@ -81,14 +83,9 @@ def covered(figure):
 
 
 @each_picture
-@pytest.mark.parametrize(("ground", "dpi"), [("default", 100), ("dark_background", 200)])
-def test_no_legend_covers_what_is_drawn(draw, ground, dpi):
-    with plt.style.context(ground):
-        figure = draw().figure_
-        figure.set_dpi(dpi)
-        shares = covered(figure)
-
-    assert max(shares, default=0) < 0.01
+def test_no_legend_covers_what_is_drawn(draw):
+    """On light ground at one resolution: where things stand, in points, depends on neither."""
+    assert max(covered(draw().figure_), default=0) < 0.01
 
 
 @pytest.mark.parametrize("draw", UGLY.values(), ids=UGLY)
