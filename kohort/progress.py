@@ -36,23 +36,28 @@ class Interrupt:
     def __init__(self) -> None:
         """Starts as not pressed."""
         self.pressed = False
-        self._is_open = False
+        self._left = 0  # how often it has to be pressed until it interrupts at once; 0: it never does
 
     def press(self, *_: Any) -> None:
-        """Notes that it was pressed; where the user's own code runs, it is interrupted at once."""
-        self.pressed = True
-        if self._is_open:
-            self._is_open = False
+        """Notes that it was pressed; where the user's own code runs, that is interrupted."""
+        self.pressed, left = True, self._left
+        self._left = max(0, left - 1)
+        if left == 1:
             raise KeyboardInterrupt
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Runs the user's own code inside the block: it may take its time or wait for ever."""
-        self._is_open = True
+    def opened(self, presses: int = 1) -> Iterator[None]:
+        """Runs the user's own code inside the block: it may take its time or wait for ever.
+
+        Args:
+            presses: How often Ctrl-C is pressed to interrupt it. What had better come to its end, as it mostly does
+                soon, is interrupted by the second only.
+        """
+        self._left = presses
         try:
             yield
         finally:
-            self._is_open = False
+            self._left = 0
 
     def __bool__(self) -> bool:
         """Says whether it was pressed."""

@@ -111,7 +111,7 @@ class Training:
         before = keras_internals.values_of(self.variables)
         self._reset_metrics()
         try:
-            with interrupt.opened():
+            with interrupt.opened(presses=2):
                 self.callbacks.on_epoch_begin(epoch)
         except KeyboardInterrupt:
             keras_internals.attach(self.variables, before)
@@ -122,7 +122,7 @@ class Training:
             return 0
         keras_internals.attach(self.variables, self.state)
         self.finished = epoch + 1
-        with interrupt.opened():
+        with interrupt.opened(presses=2):
             self.callbacks.on_epoch_end(epoch, self.logs)
         self.progress.update(epoch, 1, self.logs)
         return 1

@@ -139,7 +139,7 @@ FAULTS = [
         "callbacks-see-the-epoch-before",
         "kohort/training.py",
         "        keras_internals.attach(self.variables, self.state)\n        self.finished = epoch + 1\n"
-        "        with interrupt.opened():\n            self.callbacks.on_epoch_end(epoch, self.logs)\n",
+        "        with interrupt.opened(presses=2):\n            self.callbacks.on_epoch_end(epoch, self.logs)\n",
         "        self.callbacks.on_epoch_end(epoch, self.logs)\n"
         "        keras_internals.attach(self.variables, self.state)\n",
         (f"{FALL_BACK}test_callbacks_see_what_keras_shows_them",),
@@ -196,7 +196,7 @@ FAULTS = [
         "checkpoints-of-the-epoch-before",
         "kohort/training.py",
         "        keras_internals.attach(self.variables, self.state)\n        self.finished = epoch + 1\n"
-        "        with interrupt.opened():\n            self.callbacks.on_epoch_end(epoch, self.logs)\n",
+        "        with interrupt.opened(presses=2):\n            self.callbacks.on_epoch_end(epoch, self.logs)\n",
         "        self.callbacks.on_epoch_end(epoch, self.logs)\n"
         "        keras_internals.attach(self.variables, self.state)\n",
         (f"{TRAINING}test_a_callback[checkpoint]",),
@@ -342,7 +342,7 @@ FAULTS = [
     Fault(
         "callbacks-deaf-to-ctrl-c",
         "kohort/training.py",
-        "        with interrupt.opened():\n            self.callbacks.on_epoch_end(epoch, self.logs)",
+        "        with interrupt.opened(presses=2):\n            self.callbacks.on_epoch_end(epoch, self.logs)",
         "        self.callbacks.on_epoch_end(epoch, self.logs)",
         ("tests/test_training.py::test_ctrl_c_ends_a_callback_that_waits",),
     ),
