@@ -196,7 +196,8 @@ def test_all_that_training_leaves_is_kept():
     assert State._fields == (
         "trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables",
     )  # fmt: skip
-    assert vars(history).keys() == {"history", "seeds", "epoch", "stopped_epoch"}
+    # What members differ in follows from the roster, too.
+    assert vars(history).keys() == {"history", "seeds", "epoch", "stopped_epoch", "differences"}
     # Blocks and places follow from the roster.
     assert vars(cohort._members).keys() == {
         "templates", "roster", "exact", "settings", "_lots", "wide_blocks", "blocks", "_places", "trained", "single",
