@@ -15,7 +15,6 @@ import importlib.util
 import multiprocessing
 import os
 import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -435,9 +434,10 @@ def version(name: str) -> str:
 
 HEAD = """# Results
 
-Written by `{command}` on {date}. {versions}; load {load:.2f} at the start.
+Written part by part by `./run bench --output benchmarks/RESULTS.md`; each part says when, on what, and by which command
+it is measured anew.
 
-{quick}{cases}
+{cases}
 
 Each contender has a process of its own, which sees TensorFlow and PyTorch only if it is theirs, and is warm (compiled,
 trained once before it is timed); they take turns, {rounds} rounds. A ratio is formed within each round: the tables have
@@ -447,24 +447,36 @@ without; `clone_model, compile, model.fit` is the loop over seeds that a user wo
 First fits, with what XLA takes to compile (or to load what an earlier process compiled), are those in new processes:
 {starts} of each, the median counts.
 """
+PART = """## {name}
+
+{quick}Measured by `{command}` on {date}. {versions}; load {load:.2f} at the start.
+
+{figures}
+{timings}"""
 
 
-def report(rows: list[Row], timings: list[Timing], settings: Settings, load: float) -> str:
-    """Returns the whole file."""
-    head = HEAD.format(
-        command=shlex.join(["./run", "bench", *sys.argv[1:]]),
+def head(settings: Settings) -> str:
+    """Returns what holds of all parts."""
+    shown = *settings.problems, settings.stream, settings.callbacks, settings.stopping
+    cases = "\n".join(f"- {problem.name}: {problem.title}" for problem in shown)
+    return HEAD.format(cases=cases, rounds=settings.rounds, starts=settings.starts)
+
+
+def part(name: str, settings: Settings) -> str:
+    """Measures a part and returns what is to be read of it."""
+    load = os.getloadavg()[0]
+    rows, timings = sections(settings)[name]()
+    is_quick = settings is QUICK
+    return PART.format(
+        name=name,
+        quick="**Quick run: tiny cases, figures without meaning.** " if is_quick else "",
+        command=f"./run bench{' --quick' if is_quick else ''} --only {name}",
         date=datetime.date.today().isoformat(),
         versions=versions(),
         load=load,
-        quick="**Quick run: tiny cases, figures without meaning.** " if settings is QUICK else "",
-        cases="\n".join(
-            f"- {problem.name}: {problem.title}"
-            for problem in (*settings.problems, settings.stream, settings.callbacks)
-        ),
-        rounds=settings.rounds,
-        starts=settings.starts,
+        figures=table(rows),
+        timings=table(timings),
     )
-    return f"{head}\n## Figures\n\n{table(rows)}\n## Times and losses\n\n{table(timings)}".rstrip() + "\n"
 
 
 def main() -> None:
@@ -474,18 +486,17 @@ def main() -> None:
     parser.add_argument("--only", choices=sections(Settings()), help="measure this part only")
     parser.add_argument("--output", type=Path, help="write the results here, too")
     arguments = parser.parse_args()
-    settings, load = QUICK if arguments.quick else Settings(), os.getloadavg()[0]
-    rows, timings = [], []
-    with tempfile.TemporaryDirectory(prefix="kohort-bench-") as tempfile.tempdir:
-        for name, measure in sections(settings).items():
-            if arguments.only in (None, name):
-                say(f"--- {name}")
-                more = measure()
-                rows, timings = rows + more[0], timings + more[1]
-    text = report(rows, timings, settings, load)
-    print(text)
+    settings = QUICK if arguments.quick else Settings()
+    print(head(settings))
     if arguments.output:
-        results.begin(arguments.output, text)
+        results.begin(arguments.output, head(settings))
+    with tempfile.TemporaryDirectory(prefix="kohort-bench-") as tempfile.tempdir:
+        for name in [arguments.only] if arguments.only else sections(settings):
+            say(f"--- {name}")
+            text = part(name, settings)
+            print(text, flush=True)
+            if arguments.output:
+                results.put(arguments.output, name, text)  # at once: a run takes long, and may be broken off
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The file of results, to which more than one command writes.
 
-Each command but `./run bench`, which begins the file, has a section of its own between two markers. The room exists so
-that none of them overwrites what another has measured.
+Each part of `./run bench`, which begins the file, and each other command has a section of its own between two markers.
+The room exists so that none of them overwrites what another has measured.
 """
 
 import re

@@ -8,7 +8,6 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,13 +139,15 @@ class MemberGenerators:
     def _settled(self) -> UInt32[np.ndarray, "member 625"]:
         states = np.empty((len(self._seeds), 625), np.uint32) if self._states is None else self._states.copy()
         owed = [(rows, np.broadcast_to(times, len(states))) for rows, times in self._owed]
+        generator, memory = _generator_with_memory()
         for member, (state, seed) in enumerate(zip(states, self._seeds, strict=True)):
-            with _generator(state) as generator:
-                if self._states is None:
-                    generator.seed(seed)
-                for rows, times in owed:
-                    for begin in range(0, int(times[member]), at_once := max(1, OWED_AT_ONCE // max(1, rows))):
-                        permutations(generator, rows, min(at_once, int(times[member]) - begin))
+            memory[:] = state
+            if self._states is None:
+                generator.seed(seed)
+            for rows, times in owed:
+                for begin in range(0, int(times[member]), at_once := max(1, OWED_AT_ONCE // max(1, rows))):
+                    permutations(generator, rows, min(at_once, int(times[member]) - begin))
+            state[:] = memory
         return states
 
     def owing(self, rows: int, count: int | np.ndarray) -> "MemberGenerators":
@@ -210,15 +211,6 @@ class MemberGenerators:
             memory[:] = own[member]
             yield generator
             states[member] = memory
-
-
-@contextmanager
-def _generator(state: UInt32[np.ndarray, " 625"]) -> Iterator[np.random.RandomState]:
-    """Gives a generator that begins in `state` and leaves `state` where it ends."""
-    generator, memory = _generator_with_memory()
-    memory[:] = state
-    yield generator
-    state[:] = memory
 
 
 _of_thread = threading.local()

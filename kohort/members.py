@@ -21,7 +21,7 @@ from kohort.history import CohortHistory
 from kohort.lanes import BLOCK_STEP
 from kohort.mapping import WIDEST
 from kohort.roster import Roster
-from kohort.template import Template, template_of
+from kohort.template import Template, preserved_generators, template_of
 from kohort.vary import kinds_of
 
 
@@ -222,7 +222,9 @@ class Members:
     def begin(self) -> Trained:
         """Returns the state that the members' seeds begin with, and an empty history."""
         # Also with `exact`, initial states are computed for several members at once: they are bit for bit Keras's.
-        states = list(map(self._initial, self.wide_blocks)) if self.single is None else self._initial_of(self.single)
+        with preserved_generators():
+            one_each = self.single is None
+            states = list(map(self._initial, self.wide_blocks)) if one_each else self._initial_of(self.single)
         if self.exact:
             pairs = zip(self.wide_blocks, states, strict=True)
             of_member = {m: lane for b, s in pairs for m, lane in zip(b.lanes, unstacked(s), strict=True)}
@@ -241,9 +243,9 @@ class Members:
         return [jax.tree.map(lambda a, own=own: a[own], states[block.kind]) for block, own in pairs]
 
     def _initial(self, block: Block) -> State:
-        lanes = list(block.lanes)
+        lanes, seeds = list(block.lanes), self.roster.seeds
         values = {path: column[lanes] for path, column in self.roster.varied.items()}
-        return self.template(block).initial(tuple(self.seeds[member] for member in lanes), values)
+        return self.template(block).initial(tuple(seeds[member] for member in lanes), values)
 
     def no_history(self) -> CohortHistory:
         """Returns the history of no epochs."""

@@ -216,7 +216,7 @@ class Rounds:
         count = self.pace.epochs(remaining, self.capacity, ROUND_SECONDS)
         if may_stop:
             share = (self.recipe.epochs - self.recipe.initial_epoch) // MOST_STOPPING_ROUNDS
-            seconds = min(ROUND_SECONDS, STOPPING_ROUND_SECONDS * 2 ** max(0, self._calm_rounds - 1))
+            seconds = min(ROUND_SECONDS, STOPPING_ROUND_SECONDS * 2**self._calm_rounds)
             count = min(count, max(share, self.pace.epochs(remaining, self.capacity, seconds)))
             if (impatient := self.guide.end_of_patience(self.recipe.initial_epoch)) > epoch:
                 count = min(count, impatient - epoch)  # when the first members leave their lanes

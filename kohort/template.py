@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
 
@@ -129,17 +128,16 @@ class Template:
         return state._replace(trainable_variables=jax.vmap(weights)(of_keras) if members else weights(of_keras))
 
     def initial(self, seeds: tuple[int, ...], values: Mapping[str, np.ndarray]) -> State:
-        """Returns the state that the members of a block begin with: leading axis member.
+        """Returns the state that the members of a block begin with: leading axis member. It draws from the generators.
 
         Args:
             seeds: The seed of each member.
             values: Path of each varied number to its values, (member,).
         """
         draws = np.array([_drawn(seed, self.draws) for seed in seeds], np.uint32)
-        with preserved_generators():
-            state = self._initial(draws)
+        state = self._initial(draws)
         metrics = keras_internals.read_state(self.network).metrics_variables
-        stacked = [jnp.broadcast_to(value, (len(seeds), *value.shape)) for value in metrics]
+        stacked = [np.repeat(np.asarray(value)[None], len(seeds), 0) for value in metrics]
         state = state._replace(metrics_variables=stacked)
         return self.programs.begin_with(state, values) if isinstance(self.programs, VariedPrograms) else state
 
