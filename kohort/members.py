@@ -223,8 +223,10 @@ class Members:
         """Returns the state that the members' seeds begin with, and an empty history."""
         # Also with `exact`, initial states are computed for several members at once: they are bit for bit Keras's.
         with preserved_generators():
-            one_each = self.single is None
-            states = list(map(self._initial, self.wide_blocks)) if one_each else self._initial_of(self.single)
+            if self.single is None:
+                states = list(map(self._initial, self.wide_blocks))
+            else:
+                states = self._initial_of(self.single)
         if self.exact:
             pairs = zip(self.wide_blocks, states, strict=True)
             of_member = {m: lane for b, s in pairs for m, lane in zip(b.lanes, unstacked(s), strict=True)}
