@@ -10,11 +10,10 @@ over the rounds counts, the lowest and the highest stand beside it.
 import argparse
 import datetime
 import functools
-import importlib.metadata
 import importlib.util
+import math
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import contenders
 import many
 import results
 import studies
+import switched
 from contenders import CALLBACKS, MOONS, STOPPING, STREAM, XOR, Fit, Problem
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -45,6 +45,7 @@ LEAST_RATIO = {
     (STOPPING, "Cohort.fit, half stopped at a tenth", "Cohort.fit, nobody stopped"): 1 / 0.65,
 }
 MOST_START_SECONDS = 1.0
+VERSIONS = ("kohort", "keras", "jax", "numpy", "tensorflow", "torch")
 
 
 class Settings(NamedTuple):
@@ -366,7 +367,7 @@ def study_rows(settings: Settings) -> Iterator[Row]:
 
 
 def figure_rows(found: Iterator[tuple]) -> Iterator[Row]:
-    """Returns what was measured as lines of the first table; below 0 stands the most that a figure may be.
+    """Returns what was measured as lines of the first table; below 0, and as -0, stands the most that a figure may be.
 
     A text instead of figures says why there are none.
     """
@@ -378,9 +379,15 @@ def figure_rows(found: Iterator[tuple]) -> Iterator[Row]:
         middle = statistics.median(figures)
         goal = ("–", "–")
         if least is not None:
-            is_reached = middle <= -least if least < 0 else middle >= least
-            goal = f"{'≤' if least < 0 else '≥'} {number(abs(least))} {unit}", yes_or_no(is_reached)
+            is_most = math.copysign(1, least) < 0
+            is_reached = middle <= -least if is_most else middle >= least
+            goal = f"{'≤' if is_most else '≥'} {number(abs(least))} {unit}", yes_or_no(is_reached)
         yield Row(*names, f"{number(middle)} {unit}", spread(figures) if len(figures) > 1 else "–", *goal)
+
+
+def switched_rows(settings: Settings) -> Iterator[Row]:
+    """Measures what the switch costs and gains."""
+    return figure_rows(switched.rows(measured, switched.QUICK if settings is QUICK else switched.Sizes()))
 
 
 def quick(problem: Problem) -> Problem:
@@ -402,34 +409,10 @@ def sections(settings: Settings) -> dict[str, Callable[[], tuple]]:
         "start": lambda: ([row for problem in settings.problems for row in starts(problem, settings)], []),
         "compilations": lambda: ([row for problem in settings.problems for row in compilation_rows(problem)], []),
         "memory": lambda: (list(memory_rows(xor, settings)), []),
+        "switched": lambda: (list(switched_rows(settings)), []),
         "many": lambda: (list(many_rows(settings)), []),
         "study": lambda: (list(study_rows(settings)), []),
     }
-
-
-def table(rows: list) -> str:
-    """Returns named tuples as a Markdown table, their fields as its head."""
-    if not rows:
-        return ""
-    head = [field.replace("_", " ") for field in rows[0]._fields]
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def versions() -> str:
-    """Names what ran, on what."""
-    names = ["kohort", "keras", "jax", "numpy", "tensorflow", "torch"]
-    found = [f"{name} {version(name)}" for name in names]
-    cpus = len(os.sched_getaffinity(0))
-    return f"Python {platform.python_version()}, {', '.join(found)}; {cpus} CPUs ({platform.machine()})"
-
-
-def version(name: str) -> str:
-    """Returns the version of an installed distribution."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 HEAD = """# Results
@@ -472,10 +455,10 @@ def part(name: str, settings: Settings) -> str:
         quick="**Quick run: tiny cases, figures without meaning.** " if is_quick else "",
         command=f"./run bench{' --quick' if is_quick else ''} --only {name}",
         date=datetime.date.today().isoformat(),
-        versions=versions(),
+        versions=results.versions(VERSIONS),
         load=load,
-        figures=table(rows),
-        timings=table(timings),
+        figures=results.table(rows),
+        timings=results.table(timings),
     )
 
 

@@ -6,7 +6,6 @@ the median counts, the fastest and the slowest stand beside it.
 
 import argparse
 import datetime
-import importlib.metadata
 import math
 import os
 import shlex
@@ -187,14 +186,10 @@ def rows(sizes: Sizes) -> Iterator[Row]:
 
 def head(is_quick: bool) -> str:
     """Says what ran, when and on what."""
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("kohort", "keras", "jax", "numpy", "matplotlib")
-    )
+    versions = results.versions(("kohort", "keras", "jax", "numpy", "matplotlib"))
     command, today = shlex.join(["./run", "bench", "pictures", *sys.argv[1:]]), datetime.date.today().isoformat()
-    python = ".".join(map(str, sys.version_info[:3]))
     warning = "**Quick run: tiny pictures, figures without meaning.** " if is_quick else ""
-    where = f"{len(os.sched_getaffinity(0))} CPUs; load {os.getloadavg()[0]:.2f} at the start"
-    return f"{warning}Written by `{command}` on {today}. Python {python}, {versions}; {where}."
+    return f"{warning}Written by `{command}` on {today}. {versions}; load {os.getloadavg()[0]:.2f} at the start."
 
 
 def main() -> None:

@@ -4,7 +4,11 @@ Each part of `./run bench`, which begins the file, and each other command has a 
 The room exists so that none of them overwrites what another has measured.
 """
 
+import importlib.metadata
+import os
+import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 SECTION = re.compile(r"<!-- begin (\w+) -->\n.*?\n<!-- end \1 -->\n", re.DOTALL)
@@ -22,3 +26,26 @@ def begin(path: Path, text: str) -> None:
     """Writes the beginning of the file, and keeps the sections."""
     sections = [found[0] for found in SECTION.finditer(path.read_text())] if path.exists() else []
     path.write_text("\n".join([f"{text.rstrip()}\n", *sections]))
+
+
+def table(rows: list) -> str:
+    """Returns named tuples as a Markdown table, their fields as its head."""
+    if not rows:
+        return ""
+    head = [field.replace("_", " ") for field in rows[0]._fields]
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def versions(names: Iterable[str]) -> str:
+    """Names what ran, and on what."""
+    found = [f"{name} {_version(name)}" for name in names]
+    cpus = len(os.sched_getaffinity(0))
+    return f"Python {platform.python_version()}, {', '.join(found)}; {cpus} CPUs ({platform.machine()})"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

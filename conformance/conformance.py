@@ -7,10 +7,8 @@ fits leaves other bits than in the plain run.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -208,10 +206,10 @@ def run(selections: list[str], folder: Path) -> list[dict]:
 
 def head() -> str:
     """Says what ran, when and on what."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("kohort", "keras", "jax", "numpy"))
+    versions = results.versions(("kohort", "keras", "jax", "numpy"))
     command = shlex.join(["./run", "conformance", *sys.argv[1:]])
     today = datetime.date.today().isoformat()
-    return f"Written by `{command}` on {today}. Python {platform.python_version()}, {versions}."
+    return f"Written by `{command}` on {today}. {versions}."
 
 
 def main() -> None:
@@ -230,8 +228,9 @@ def main() -> None:
         plain, kohort = run(modules + chosen, Path(folder))
     exceptions = Exceptions.read(FOLDER / "exceptions.toml")
     comparison = Comparison(plain, kohort, exceptions, is_whole=not chosen and not arguments.quick)
-    text = comparison.text()
-    print(f"{text}\n\n{plain['seconds']:.0f} s plain, {kohort['seconds']:.0f} s with kohort, side by side")
+    took = f"{plain['seconds']:.0f} s plain, {kohort['seconds']:.0f} s with kohort, side by side."
+    text = f"{comparison.text()}\n\n{took}"
+    print(text)
     if arguments.output:
         results.put(arguments.output, "conformance", f"## Keras's own tests\n\n{head()}\n\n{text}")
     complaints = comparison.complaints(0 if chosen else LEAST_COMPILED)

@@ -19,6 +19,7 @@ import jax
 
 from kohort import disk, keras_internals
 from kohort.checks import received
+from kohort.lanes import block_step
 from kohort.lots import Ahead, Lot
 from kohort.mapping import MAPPINGS, WIDEST, Form
 from kohort.members import Members, Trained, cores
@@ -48,8 +49,13 @@ class Choice:
         """Returns the mappings that may be used, the one that the rule names first."""
         if self._members.exact:
             return (None,)
-        if self._members.settings.mapping != "auto":
-            return (self._members.settings.mapping,)
+        if (mapping := self._members.settings.mapping) != "auto":
+            if mapping == "abreast" and self._ahead.shares.weights is not None:
+                raise ValueError(
+                    "`mapping` must be another one where each member has its own weights. Received: mapping='abreast'. "
+                    "Leave it out to let kohort choose."
+                )
+            return (mapping,)
         if len(jax.local_devices()) > 1:
             return "sharded", "vectorized"
         if jax.default_backend() != "cpu":
@@ -107,15 +113,17 @@ class Choice:
         own = sum(leaf.nbytes for states in trained.states for leaf in jax.tree.leaves(states))
         generators = 2 * 2500 * len(self._members.seeds) if self._ahead.is_order_seen else 0
         limit = memory_limit(self._members.settings.memory)
-        room = (limit - 2 * own - generators) / min(cores(), len(self._members.blocks))
+        at_once = min(cores(), len(self._members.blocks))
+        room = (limit - 2 * own - generators) / at_once
         if working <= room:
             return None
         fitting = max(0, int(block.width * (room - rows) / max(1, working - rows)))
-        width = fitting // 8 * 8 or next((few for few in (4, 2, 1) if few <= fitting), 0)
+        step, narrow = block_step(), (4, 2, 1) if self.mapping != "sharded" else ()
+        width = fitting // step * step or next((few for few in narrow if few <= fitting), 0)
         if not width or block.width == 1:
-            least = 2 * own + generators + working / block.width
+            least = 2 * own + generators + at_once * (rows + (working - rows) / block.width)
             raise ValueError(
-                "`memory` must have room for all members' states and the training of one. "
+                "`memory` must have room for all members' states and the training of one on each core. "
                 f"Received: {received('memory', self._members.settings.memory)}, where {shown(limit)} may be used and "
                 f"about {shown(least)} are needed. Pass more, a smaller `batch_size`, or make a smaller cohort."
             )
@@ -165,6 +173,8 @@ def free_memory() -> int:
     with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" is no number
         group = Path("/sys/fs/cgroup")
         free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if told := jax.local_devices()[0].memory_stats():  # a GPU has its own; of a CPU nothing is told
+        free.append(told["bytes_limit"] - told["bytes_in_use"])
     return max(min(free), 2**20)
 
 

@@ -5,6 +5,7 @@ train, and at the end the states in the order of the cohort again. The room exis
 costs as much as before as long as it keeps its lane.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -156,6 +157,12 @@ def _rows(carry: Any, members: Any) -> Any:
 def widths(width: int) -> list[int]:
     """Returns the widths that blocks of this width may be moved to: a few, as each is compiled by itself."""
     all_widths = [width]
-    while all_widths[-1] > BLOCK_STEP:
-        all_widths.append(-(-all_widths[-1] // (2 * BLOCK_STEP)) * BLOCK_STEP)
+    step = block_step()
+    while all_widths[-1] > step:
+        all_widths.append(-(-all_widths[-1] // (2 * step)) * step)
     return all_widths
+
+
+def block_step() -> int:
+    """Returns what the widths of blocks are multiples of: all devices may take the same share of the lanes."""
+    return math.lcm(BLOCK_STEP, len(jax.local_devices()))

@@ -87,12 +87,17 @@ def of_block(make: Make, functions: Functions, mapping: str, own: tuple = (None,
 
 
 def spread(arguments: tuple, own: tuple) -> tuple:
-    """Returns the arguments of a block's program with the member axis spread over all devices, the rest on each."""
+    """Returns the arguments of a block's program with the member axis spread over all devices, the rest on each.
+
+    Varied values stay as they are: programs read them before JAX does, which would round them.
+    """
     mesh = Mesh(np.array(jax.local_devices()), ("member",))
     axes = (0, *own, OWN_SCHEDULE, None, *(OWN_GUIDANCE for _ in arguments[5:]))
     owned = jax.tree.map(lambda axis: axis is not None, axes, is_leaf=lambda axis: axis is None)
 
     def placed(own: bool, array: Any) -> Any:
+        if getattr(array, "dtype", None) == np.float64:
+            return array
         return jax.device_put(array, NamedSharding(mesh, PartitionSpec("member") if own else PartitionSpec()))
 
     return jax.tree.map(placed, jax.tree.broadcast(owned, arguments), arguments)

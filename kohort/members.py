@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import keras
 import numpy as np
+from jaxtyping import Bool
 
 from kohort.checks import received
 from kohort.engine import State
 from kohort.folds import Split
 from kohort.generators import MemberGenerators
 from kohort.history import CohortHistory
-from kohort.lanes import BLOCK_STEP
+from kohort.lanes import block_step
 from kohort.mapping import WIDEST
 from kohort.roster import Roster
 from kohort.template import Template, preserved_generators, template_of
@@ -213,6 +214,16 @@ class Members:
         ]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *parts)
 
+    def are_finite(self, trained: Trained) -> Bool[np.ndarray, " member"]:
+        """Says of which members all trained weights are finite: a loss is that of the weights before the last step."""
+        found = []
+        for block, state in zip(self.blocks, trained.states, strict=True):
+            are_finite = np.ones(() if self.exact else block.width, bool)
+            for weights in map(np.asarray, State(*state).trainable_variables):
+                are_finite &= np.isfinite(weights).all(axis=tuple(range(are_finite.ndim, weights.ndim)))
+            found.append(are_finite)
+        return self.join(found)
+
     def network(self, trained: Trained, member: int) -> keras.Model:
         """Returns a compiled model of one trained member."""
         block = self.blocks[self._places[member][0]]
@@ -287,7 +298,7 @@ def cores() -> int:
 
 def cut_into_blocks(members: Sequence[int], kind: int, lot: int, widest: int) -> list[Block]:
     """Cuts members into blocks of one width, enough of them to occupy all cores; the last may be wider than it need."""
-    step = min(BLOCK_STEP, widest)
+    step = min(block_step(), widest)
     fewest = -(-len(members) // widest)
     blocks = min(-(-fewest // cores()) * cores(), -(-len(members) // step))
     width = -(-len(members) // (blocks * step)) * step

@@ -270,9 +270,8 @@ class Results:
         if not isinstance(top, numbers.Integral) or isinstance(top, bool) or not 1 <= top <= len(ranked):
             error = ValueError if isinstance(top, numbers.Integral) and not isinstance(top, bool) else TypeError
             left_out = len(self.seeds) - len(ranked)
-            diverged = (
-                f" ({left_out} of {len(self.seeds)} ended with a {metric} that is not finite)" if left_out else ""
-            )
+            what = f"a {metric} or weights that are not finite"
+            diverged = f" ({left_out} of {len(self.seeds)} ended with {what})" if left_out else ""
             raise error(
                 f"`top` must be an integer from 1 to {len(ranked)}, the members there are{diverged}. "
                 f"Received: {received('top', top)}. Pass for example top={min(10, len(ranked))}."
@@ -442,10 +441,13 @@ class Results:
         return str(directions[metric])
 
     def _ranked(self, argument: str, metric: Any, history: CohortHistory) -> list[int]:
-        """Returns the positions of the members whose last value of the metric is finite, best first."""
+        """Returns the positions of the members that have not diverged, best first.
+
+        They have a last value of the metric and weights that are finite.
+        """
         direction = self._need_direction(argument, metric, history)
         last = history.last(metric)
-        finite = np.flatnonzero(np.isfinite(last))
+        finite = np.flatnonzero(np.isfinite(last) & self._members.are_finite(self._members.need_training("best")))
         if not finite.size:
             raise ValueError(
                 f"`{argument}` must be finite for at least one member. Received: {argument}={metric!r}, all of them "
