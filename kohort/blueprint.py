@@ -28,6 +28,9 @@ ELSEWHERE = (
 # Where Keras looks for a function, of which its configurations tell the name alone.
 WITH_FUNCTIONS = (keras.activations, keras.losses, keras.metrics)
 
+# What configurations may raise, which are the user's own code.
+OF_ONES_OWN_CODE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 class Custom(NamedTuple):
     """A class or function that is not Keras's, and how another process finds it."""
@@ -102,15 +105,22 @@ def build(blueprint: dict, batch: Any) -> keras.Model:
 
 def made(blueprint: dict) -> keras.Model:
     """Makes the model of a blueprint, compiled, with the settings of Keras that it needs; nothing of it is built."""
-    keras.config.set_floatx(blueprint["floatx"])
-    keras.config.set_epsilon(blueprint["epsilon"])
-    keras.config.set_image_data_format(blueprint["image_data_format"])
+    configure(blueprint)
     with keras.saving.custom_object_scope(_imported([Custom(*fields) for fields in blueprint["customs"]])):
         return rebuilt(blueprint)
 
 
+def configure(blueprint: dict) -> None:
+    """Sets what Keras takes from everywhere: models are built with it, and traced with it later."""
+    keras.config.set_floatx(blueprint["floatx"])
+    keras.config.set_epsilon(blueprint["epsilon"])
+    keras.config.set_image_data_format(blueprint["image_data_format"])
+
+
 def check_crossing(model: keras.Model) -> None:
-    """Raises a ValueError unless the model can be built again in another process."""
+    """Raises a ValueError unless the model can be built again in another process, and computes there as here."""
+    if keras.config.floatx() == "float64" or any(str(variable.dtype) == "float64" for variable in model.variables):
+        raise _refusal(model, "numbers of the type float64", "Take float32, the widest that the worker computes in")
     marker = keras_internals.compile_marker(model)
     if _checked.get(model) is marker:
         return
@@ -127,7 +137,7 @@ def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> Non
     python, numpy = random.getstate(), np.random.get_state()
     try:
         keras.saving.deserialize_keras_object(serialised, custom_objects=_imported(customs))
-    except (TypeError, ValueError) as error:
+    except OF_ONES_OWN_CODE as error:
         received = f"a configuration from which Keras does not build it again ({_first_line(error)})"
         step = "Let the `get_config` of its parts tell what `__init__` takes, `**kwargs` included"
         raise _refusal(model, received, step) from error
@@ -170,7 +180,7 @@ def _serialised(model: keras.Model, refusal: Callable) -> dict:
     try:
         serialised = keras.saving.serialize_keras_object(model)
         return keras_parts.on_any_backend(json.loads(json.dumps(serialised)))
-    except (NotImplementedError, TypeError) as error:
+    except OF_ONES_OWN_CODE as error:
         received = f"a part that does not tell its configuration ({_first_line(error)})"
         raise refusal(model, received, "Give that class a `get_config` of plain values") from error
 

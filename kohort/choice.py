@@ -19,6 +19,7 @@ import jax
 
 from kohort import disk, keras_internals
 from kohort.checks import received
+from kohort.curves import most_bytes
 from kohort.lanes import block_step
 from kohort.lots import Ahead, Lot
 from kohort.mapping import MAPPINGS, WIDEST, Form
@@ -114,20 +115,28 @@ class Choice:
         generators = 2 * 2500 * len(self._members.seeds) if self._ahead.is_order_seen else 0
         limit = memory_limit(self._members.settings.memory)
         at_once = min(cores(), len(self._members.blocks))
-        room = (limit - 2 * own - generators) / at_once
+        held = 2 * own + generators + self._history(limit)
+        room = (limit - held) / at_once
         if working <= room:
             return None
         fitting = max(0, int(block.width * (room - rows) / max(1, working - rows)))
         step, narrow = block_step(), (4, 2, 1) if self.mapping != "sharded" else ()
         width = fitting // step * step or next((few for few in narrow if few <= fitting), 0)
         if not width or block.width == 1:
-            least = 2 * own + generators + at_once * (rows + (working - rows) / block.width)
+            least = held + at_once * (rows + (working - rows) / block.width)
             raise ValueError(
                 "`memory` must have room for all members' states and the training of one on each core. "
                 f"Received: {received('memory', self._members.settings.memory)}, where {shown(limit)} may be used and "
                 f"about {shown(least)} are needed. Pass more, a smaller `batch_size`, or make a smaller cohort."
             )
         return min(width, block.width - 1)
+
+    def _history(self, limit: int) -> int:
+        """Returns the bytes that the metrics of the fit take in memory."""
+        recipe, metrics = self._ahead.recipe, len(self._members.templates[0].network.metrics)
+        passes = 1 if self._ahead.data.validation is None and self._ahead.shares.validation is None else 2
+        size = 4 * (recipe.epochs - recipe.initial_epoch) * len(self._members.seeds) * metrics * passes
+        return min(size, most_bytes(limit))
 
 
 def check_mapping(mapping: Any, exact: bool) -> str:

@@ -17,8 +17,10 @@ from jaxtyping import Int
 
 from kohort.history import CohortHistory
 
-# A metric of more bytes is kept in a file of the system's folder for temporary files, which goes with the array.
+# Metrics beyond so many bytes are kept in files of the system's folder for temporary files, which go with the arrays.
 MOST_BYTES_IN_MEMORY = 2**28
+# Where a limit is said for a cohort's memory, they take at most this share of it.
+SHARE_OF_LIMIT = 0.25
 # The system is let to take back memory that was written to files after so many bytes: each time costs the next ones.
 BYTES_BETWEEN_RELEASES = 2**26
 
@@ -27,7 +29,11 @@ class Curves:
     """The metrics of all members in the epochs of a fit."""
 
     def __init__(
-        self, seeds: tuple[int, ...], epochs: range, differences: Mapping[str, np.ndarray] | None = None
+        self,
+        seeds: tuple[int, ...],
+        epochs: range,
+        differences: Mapping[str, np.ndarray] | None = None,
+        memory: int | None = None,
     ) -> None:
         """Takes no room yet.
 
@@ -35,8 +41,10 @@ class Curves:
             seeds: The seed of each member.
             epochs: The numbers of all epochs that the fit may run.
             differences: What else tells the members apart, each (member,).
+            memory: The most bytes that the cohort may take, if that was said.
         """
         self._seeds, self._epochs, self._differences = seeds, epochs, differences
+        self._left = most_bytes(memory)  # of memory; what has no room there goes into files
         self._arrays: dict[str, np.ndarray] = {}  # (epoch, member, ...): what a call writes lies close together
         self._files: list[mmap.mmap] = []
         self._unreleased = 0  # bytes that were put since memory was last released
@@ -99,7 +107,8 @@ class Curves:
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
-        if size <= MOST_BYTES_IN_MEMORY:
+        if size <= self._left:
+            self._left -= size
             return np.empty(shape, dtype)
         with tempfile.TemporaryFile(prefix="kohort-") as file:
             _reserve(file.fileno(), size)
@@ -112,6 +121,11 @@ class Curves:
         for file in self._files:
             if hasattr(mmap, "MADV_DONTNEED"):
                 file.madvise(mmap.MADV_DONTNEED)
+
+
+def most_bytes(memory: int | None) -> int:
+    """Returns how many bytes the metrics of a fit take in memory at most, given the limit of the cohort."""
+    return MOST_BYTES_IN_MEMORY if memory is None else min(MOST_BYTES_IN_MEMORY, int(SHARE_OF_LIMIT * memory))
 
 
 def _apart(count: int, place: float) -> tuple[slice, slice]:

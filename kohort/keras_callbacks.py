@@ -10,13 +10,15 @@ from contextlib import suppress
 from typing import Any
 
 import keras
-from keras.callbacks import BackupAndRestore, ModelCheckpoint, TensorBoard, TerminateOnNaN
+from keras.callbacks import BackupAndRestore, ModelCheckpoint, OrbaxCheckpoint, TensorBoard, TerminateOnNaN
 
 BATCH_HOOKS = (
     "on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end",
     "on_test_batch_begin", "on_test_batch_end",
 )  # fmt: skip
 VALIDATION_HOOKS = ("on_test_begin", "on_test_end")
+# Those that save at epochs, or after so many batches: all of them count alike.
+SAVING = (ModelCheckpoint, BackupAndRestore, OrbaxCheckpoint)
 
 
 def listed(callbacks: Any) -> list[keras.callbacks.Callback]:
@@ -66,7 +68,7 @@ def watches_loss(callback: keras.callbacks.Callback) -> bool:
 
 def saves_at_batches(callback: Any) -> bool:
     """Says whether the callback is Keras's own and saves after so many batches: between them it only counts."""
-    return type(callback) in (ModelCheckpoint, BackupAndRestore) and callback.save_freq != "epoch"
+    return type(callback) in SAVING and callback.save_freq != "epoch"
 
 
 def batches_to_save(callback: Any, ends: Sequence[int]) -> int | None:
@@ -93,8 +95,7 @@ def _is_own(callback: keras.callbacks.Callback, hook: str) -> bool:
 
 
 def _saves_at_epochs(callback: Any, model: keras.Model) -> bool:
-    decides = type(callback)._should_save_on_batch
-    is_keras_own = decides in (ModelCheckpoint._should_save_on_batch, BackupAndRestore._should_save_on_batch)
+    is_keras_own = type(callback)._should_save_on_batch in [kind._should_save_on_batch for kind in SAVING]
     return is_keras_own and callback.save_freq == "epoch"
 
 
@@ -109,8 +110,7 @@ def _loss_is_a_running_mean(callback: Any, model: keras.Model) -> bool:
 
 
 IDLE: dict[Any, Callable[[Any, keras.Model], bool]] = {
-    ModelCheckpoint.on_train_batch_end: _saves_at_epochs,
-    BackupAndRestore.on_train_batch_end: _saves_at_epochs,
+    **{kind.on_train_batch_end: _saves_at_epochs for kind in SAVING},
     TensorBoard.on_train_batch_begin: _counts_batches,
     TensorBoard.on_train_batch_end: _counts_batches,
     TensorBoard.on_test_batch_begin: _counts_batches,

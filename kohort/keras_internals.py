@@ -286,11 +286,11 @@ def functions(model: keras.Model) -> Functions:
 
     def train_step(state: State, batch: Any) -> tuple[dict, State]:
         logs, new = alive().train_step(tuple(state), batch)
-        return logs, State(*new)
+        return logs, State(*map(list, new))  # a step of one's own may return tuples
 
     def test_step(state: State, batch: Any) -> tuple[dict, State]:
         logs, (trainable, non_trainable, metrics) = alive().test_step((state[0], state[1], state[3]), batch)
-        return logs, State(trainable, non_trainable, state.optimizer_variables, metrics)
+        return logs, State(list(trainable), list(non_trainable), state.optimizer_variables, list(metrics))
 
     def predict_step(state: State, batch: Any) -> Any:
         return alive().predict_step((state.trainable_variables, state.non_trainable_variables), batch)[0]

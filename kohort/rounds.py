@@ -66,7 +66,7 @@ class Rounds:
         self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
         self.progress = Progress(recipe.epochs, verbose)
         epochs = range(recipe.initial_epoch, recipe.epochs)
-        self.curves = Curves(members.seeds, epochs, members.roster.differences)
+        self.curves = Curves(members.seeds, epochs, members.roster.differences, members.settings.memory)
 
     def prepare(self) -> None:
         """Compiles what the members begin with and how they train, in blocks for which there is room."""

@@ -21,6 +21,7 @@ REPEATABLE = (
     keras.callbacks.EarlyStopping,
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.TerminateOnNaN,
 )
 
 
@@ -64,10 +65,12 @@ def both_ways(
     # As NumPy arrays, because Keras gives the memory of JAX's to its step.
     begin = State(*([np.array(value) for value in part] for part in keras_internals.read_state(model)))
     generators = _generators()
-    ours = _outcome(model, compiled.train())
-    keras_internals.write_state(model, begin)
-    random.setstate(generators[0])
-    np.random.set_state(generators[1])
+    try:
+        ours = _outcome(model, compiled.train())
+    finally:  # also where it raises: the model belongs to Keras's run
+        keras_internals.write_state(model, begin)
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
     history = by_keras()
     return history, parting(ours, _outcome(model, history))
 

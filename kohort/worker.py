@@ -22,7 +22,7 @@ import keras
 import numpy as np
 
 from kohort import keras_internals
-from kohort.blueprint import build, first_error
+from kohort.blueprint import build, configure, first_error
 from kohort.engine import Cut, Schedule, State
 from kohort.programs import Programs
 from kohort.structures import map_arrays
@@ -61,7 +61,7 @@ class Bench:
 
     def __init__(self) -> None:
         """Starts with nothing."""
-        self.models: OrderedDict[str, tuple[keras.Model, Programs]] = OrderedDict()
+        self.models: OrderedDict[str, tuple[keras.Model, Programs, dict]] = OrderedDict()  # each with its blueprint
         self.samples: dict[int, Any] = {}
         self.last: State | None = None
         self.compilations = 0
@@ -116,8 +116,10 @@ class Bench:
             if "blueprint" not in message:
                 return None
             model = build(message["blueprint"], map_arrays(lambda a: a[:1], samples))
-            self.models[name] = (model, Programs(model))
+            self.models[name] = (model, Programs(model), message["blueprint"])
             if len(self.models) > MOST_MODELS:
                 self.models.popitem(last=False)
         self.models.move_to_end(name)
-        return self.models[name]
+        model, programs, blueprint = self.models[name]
+        configure(blueprint)  # that of another model may have set something else since
+        return model, programs

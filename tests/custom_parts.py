@@ -82,3 +82,24 @@ class Namespace:
     class Inner(keras.layers.Layer):
         def call(self, inputs):
             return inputs
+
+
+class Forgetful(keras.layers.Layer):
+    """Does not tell what its `from_config` asks for."""
+
+    def call(self, inputs):
+        return inputs
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(name=config["forgotten"])
+
+
+class Failed(keras.layers.Layer):
+    """Cannot tell its configuration now."""
+
+    def call(self, inputs):
+        return inputs
+
+    def get_config(self):
+        raise RuntimeError("not now")

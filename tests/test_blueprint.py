@@ -182,6 +182,19 @@ def test_what_does_not_tell_its_configuration_is_refused():
         compiled(custom_parts.Secretive(object())), "does not tell its configuration", "Give that class a `get_conf"
     )
     refused(compiled(custom_parts.Stubborn()), "does not build it again .*unexpected keyword", r"`\*\*kwargs` included")
+    refused(compiled(custom_parts.Forgetful()), "does not build it again .*'forgotten'", r"`\*\*kwargs` included")
+    refused(
+        compiled(custom_parts.Failed()), r"does not tell its configuration \(not now\)", "Give that class a `get_conf"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")  # by JAX, which is here, too
+def test_what_the_worker_would_round_is_refused(monkeypatch):
+    wide = "with numbers of the type float64. Take float32, the widest that the worker computes in"
+    refused(compiled(layers.Dense(2, dtype="float64")), wide, "float32")
+    model = compiled()
+    monkeypatch.setattr(keras.config, "floatx", lambda: "float64")
+    refused(model, wide, "float32")
 
 
 def test_a_compile_of_ones_own_is_refused():

@@ -1,5 +1,10 @@
 """Which mapping and which width a fit uses: by rule, by measurement, within memory."""
 
+import os
+import subprocess
+import sys
+
+import jax
 import keras
 import numpy as np
 import pytest
@@ -73,6 +78,45 @@ def test_little_memory_makes_narrow_blocks_with_the_same_results():
     np.testing.assert_array_equal(*losses)
 
 
+def test_blocks_keep_to_the_memory_that_they_may_take(monkeypatch):
+    """Counted here anew: states and generators twice, the history, and what the program takes on each core at once."""
+    taken, cores, limit, members, epochs = [], 4, 1_600_000, 200, 50
+
+    class Seen(choice.Choice):
+        def within_memory(self, lot, trained):
+            width = self._members.blocks[lot.places[0]].width
+            arguments = lot.blank_arguments(trained.states[lot.places[0]], width)
+            taken.append((width, lot.program(self.mapping).memory(*arguments)))
+            return super().within_memory(lot, trained)
+
+    monkeypatch.setattr(rounds, "Choice", Seen)
+    monkeypatch.setattr(choice, "cores", lambda: cores)
+    cohort = kohort.Cohort(network(), members, memory=limit)
+    history = cohort.fit(X, Y, epochs=epochs, batch_size=16, validation_split=0.25, verbose=0)
+    trained, (width, working) = cohort._members.trained, taken[-1]
+    states = sum(leaf.nbytes for state in trained.states for leaf in jax.tree.leaves(state))
+    metrics = sum(values.nbytes for values in history.history.values())
+
+    assert width < taken[0][0]
+    assert 2 * (states + trained.generators.states.nbytes) + metrics + cores * working <= limit
+
+
+def test_where_nothing_is_said_half_of_what_is_free_may_be_taken(monkeypatch):
+    monkeypatch.setattr(choice, "free_memory", lambda: 3_200_000)
+    assert choice.memory_limit(5_000) == 5_000
+    with pytest.raises(ValueError, match=r"`memory` must have room .* memory=None, where 1\.6 MB may be used"):
+        kohort.Cohort(network(), 200).fit(X, Y, epochs=2, batch_size=16, verbose=0)
+
+
+def test_a_device_with_memory_of_its_own_has_no_more(monkeypatch):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": 7 * 2**20, "bytes_in_use": 3 * 2**20}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert free_memory() == 4 * 2**20
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_no_room_for_one_member_loses_nothing(exact):
     cohort = kohort.Cohort(network(), 3, memory="3kB", exact=exact)
@@ -128,6 +172,26 @@ def test_a_small_gain_changes_nothing(monkeypatch, noted):
     monkeypatch.setattr(choice, "CLEAR_GAIN", 3.0)
     kohort.Cohort(network(), 4).fit(X, Y, epochs=6, verbose=0)
     assert list(noted.values()) == ["abreast"]
+
+
+def test_what_was_measured_is_known_to_another_process(tmp_path):
+    """Through the folder of programs, which only its user may write."""
+    code = "from kohort import disk; disk.remember('a1', 'loop'); print(disk.remembered('a1'), disk.remembered('b2'))"
+    environment = os.environ | {"KOHORT_CACHE_DIR": str(tmp_path / "cache")}
+    for each in (code, code.replace("disk.remember('a1', 'loop')", "0")):
+        command = [sys.executable, "-c", each]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.returncode) == ("loop None\n", 0), done.stderr
+
+
+def test_weights_of_members_do_not_go_abreast():
+    weights = np.ones((3, len(X)), "float32")
+    cohort = kohort.Cohort(network(), 3, mapping="abreast")
+    with pytest.raises(
+        ValueError, match=r"`mapping` must be another one where each member .* mapping='abreast'\. Leave"
+    ):
+        cohort.fit(X, Y, sample_weight=weights, verbose=0)
+    assert kohort.Cohort(network(), 3).fit(X, Y, sample_weight=weights, verbose=0).epoch == [0]
 
 
 def test_a_mapping_that_was_set_is_not_measured(monkeypatch, noted):

@@ -46,6 +46,17 @@ def test_nothing_to_complain_of(conformance):
     ]
 
 
+def test_a_judge_that_has_not_sat_is_named(conformance):
+    skipped = report({"a.x::t": "passed", "a.x::u": "skipped"})
+    fitted = report({"a.x::t": "passed"}, [("a.x::t", 1, "compiled")])
+
+    assert compare(conformance, skipped, skipped).complaints(0.7, {"a": 2}) == [
+        "only 1 tests of a pass plain, and at least 2 must",
+        "not a single fit was run",
+    ]
+    assert compare(conformance, fitted, fitted).complaints(0.7, {"a": 1}) == []
+
+
 def test_a_test_that_fails_with_kohort_is_named_with_its_line(conformance):
     found = compare(conformance, report({"a.x::t": "passed", "a.x::u": "3 is not 2", "b.y::w": "no tensorflow"}))
 

@@ -267,6 +267,20 @@ def test_what_no_ensemble_can_be_made_of(arguments, error, message, one_diverged
         one_diverged.ensemble(**arguments)
 
 
+def test_members_whose_weights_are_not_finite_have_diverged():
+    """A loss is that of the weights before the last step: it may still be finite."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(3e38), "mse")
+    x, y = kohort.data.xor()
+    for exact in (False, True):
+        cohort = kohort.Cohort(model, 2, exact=exact)
+        assert np.isfinite(cohort.fit(x, 1e3 * y, epochs=1, verbose=0)["loss"]).all()
+        with pytest.raises(ValueError, match=r"`by` must be finite for at least one member\. .* all of them diverged"):
+            cohort.ensemble(top=1)
+        with pytest.raises(ValueError, match="`metric` must be finite for at least one member"):
+            cohort.best()
+
+
 def test_an_ensemble_of_members_that_all_diverged():
     cohort = cohort_of(network())
     cohort.history["loss"][:] = np.nan

@@ -213,8 +213,20 @@ class OwnStep(keras.Model):
         return {"mine": ops.mean(data[1])}, state
 
 
-def test_steps_of_its_own():
-    assert_same_fit(compiled(OwnStep, loss="mse"), FIT)
+class OwnStepInTuples(OwnStep):
+    """Returns tuples where Keras returns lists."""
+
+    def train_step(self, state, data):
+        logs, new = super().train_step(state, data)
+        return logs, tuple(map(tuple, new))
+
+    def test_step(self, state, data):
+        return super().test_step(tuple(map(tuple, state)), data)
+
+
+@pytest.mark.parametrize("kind", [OwnStep, OwnStepInTuples])
+def test_steps_of_its_own(kind):
+    assert_same_fit(compiled(kind, loss="mse"), FIT, FIT | {"validation_split": 0.2})
 
 
 @pytest.mark.parametrize("rows", [8, 16])

@@ -93,22 +93,39 @@ def test_small_networks_go_abreast_in_wide_blocks(hidden, is_small):
 
 
 SPREAD = """
-import keras, kohort, jax, numpy as np
-assert len(jax.devices()) == 4
-x, y = kohort.data.moons(60)
+import sys, keras, kohort, jax, numpy as np
+devices, (x, y) = int(sys.argv[1]), kohort.data.moons(60)
+assert len(jax.devices()) == devices
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1, "sigmoid")])
 model.compile("adam", "binary_crossentropy")
-stop = [keras.callbacks.EarlyStopping("loss", patience=0, min_delta=0.004)]
-for callbacks in (None, stop):
-    cohorts = [kohort.Cohort(model, 41, mapping=kind) for kind in ("auto", "sharded", "vectorized")]
-    losses = [c.fit(x, y, epochs=5, batch_size=16, callbacks=callbacks, verbose=0)["loss"] for c in cohorts]
-    [np.testing.assert_allclose(loss, losses[2], atol=1e-5) for loss in losses[:2]]
+stop = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=0.004)
+slower = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.9 * rate)
+betas = {"optimizer.beta_2": np.linspace(0.99, 0.9999, 41)}
+weights = np.random.default_rng(0).uniform(size=(41, 60)).astype("float32")
+for vary, options in (
+    (None, {}), (None, {"callbacks": [stop]}), (None, {"callbacks": [slower]}), (betas, {}),
+    (None, {"sample_weight": weights}), (None, {"folds": 3}),
+):
+    cohorts = [kohort.Cohort(model, 41, vary=vary, mapping=kind) for kind in ("auto", "sharded", "vectorized")]
+    losses = [c.fit(x, y, epochs=5, batch_size=16, verbose=0, **options)["loss"] for c in cohorts]
+    outputs = [c.predict(x) for c in cohorts]
+    for one in (0, 1):
+        np.testing.assert_allclose(losses[one], losses[2], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(outputs[one], outputs[2], rtol=1e-4, atol=1e-5)
     leaf = jax.tree.leaves(cohorts[0]._members.trained.states)[0]
-    assert callbacks or len(leaf.sharding.device_set) == 4, leaf.sharding
+    assert stop in options.get("callbacks", []) or len(leaf.sharding.device_set) == devices, leaf.sharding
+    if vary:
+        values = [cohort._members.trained.states[0].values for cohort in cohorts]
+        assert {value.dtype for value in values} == {np.dtype("float64")}
+        assert all((value == values[2]).all() for value in values)
+print("same")
 """
 
 
-def test_members_are_spread_over_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run([sys.executable, "-c", SPREAD], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("devices", [3, pytest.param(16, marks=pytest.mark.slow)])
+def test_members_are_spread_over_devices(devices):
+    """Their number need not divide the members, nor be a power of two."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-c", SPREAD, str(devices)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr

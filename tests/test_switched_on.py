@@ -1,5 +1,6 @@
 """Switched on, kohort refuses nothing that Keras takes: of streams and workers, too, Keras runs what is refused."""
 
+import contextlib
 import re
 import sys
 
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from oracle import by_keras, by_kohort, differences, run
+from oracle import by_keras, by_kohort, differences, outcome, run
 from streams import Stream, X, Y, build, generator
 
 import kohort
@@ -70,6 +71,35 @@ def test_validation_data_that_are_known_to_be_empty():
     row = both(build, lambda: {"x": X, "y": Y, "epochs": 2, "validation_data": Stream(X[:0], Y[:0])})
 
     assert row.reason == "`kohort.fit` would refuse it: `validation_data` must give at least one batch"
+
+
+ON_STREAMS = {
+    "finite": lambda folder: keras.callbacks.TerminateOnNaN(),
+    "checkpoint": lambda folder: keras.callbacks.ModelCheckpoint(
+        folder / "e{epoch}-{loss:.9f}.weights.h5", save_weights_only=True
+    ),
+    "backup": lambda folder: keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
+    "csv": lambda folder: keras.callbacks.CSVLogger(folder / "log.csv"),
+}
+
+
+@pytest.mark.parametrize("name", ON_STREAMS)
+def test_a_callback_on_a_stream(name, tmp_path):
+    """It leaves what it leaves by Keras: numbers, and files by name; tables to the last digit."""
+    folders = iter([tmp_path / "keras", tmp_path / "kohort"])
+
+    def arguments():
+        folder = next(folders)
+        folder.mkdir()
+        return {"x": Stream(), "epochs": 3, "callbacks": [ON_STREAMS[name](folder)]}
+
+    assert both(build, arguments).way == "compiled"
+    theirs, ours = (
+        {f.name: f.read_text() if f.suffix == ".csv" else "" for f in (tmp_path / each).rglob("*")}
+        for each in ("keras", "kohort")
+    )
+    assert theirs == ours
+    assert (name == "finite") == (not ours)
 
 
 # --- the worker -------------------------------------------------------------------------------------------------------
@@ -179,6 +209,62 @@ def test_a_rehearsal_between_two_calls_of_another_fit(monkeypatch):
 def test_what_the_worker_can_train_it_trains():
     """A rehearsal draws nothing, and the numbers are Keras's."""
     assert both(build, lambda: FIT).way == "compiled"
+
+
+class InTheThirdEpoch(keras.callbacks.Callback):
+    """Acts when the third epoch begins."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            self.act()
+
+
+def fail():
+    raise ZeroDivisionError("of the callback")
+
+
+def kill():
+    process = remote.worker().process
+    process.kill()
+    process.wait()
+
+
+def kill_when_it_is_asked():
+    exchange = remote.Worker._exchange
+
+    def _exchange(worker, message, *others):
+        remote.Worker._exchange = exchange
+        kill()
+        return exchange(worker, message, *others)
+
+    remote.Worker._exchange = _exchange
+
+
+def left(train, epochs=6, act=None, error=None):
+    """Returns what a fit leaves in whose third epoch something happens."""
+    keras.utils.set_random_seed(1)
+    model = build()
+    callbacks = [InTheThirdEpoch(act or (lambda: None))]
+    fit = {**FIT, "epochs": epochs, "shuffle": False, "callbacks": callbacks, "verbose": 0}
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        train(model, **fit)
+    return outcome(model, model.history)
+
+
+@pytest.mark.usefixtures("in_the_worker")
+@pytest.mark.parametrize("train", [by_kohort, switched_on])
+def test_ends_of_a_fit_with_callbacks_that_the_worker_trains(train):
+    """An error of a callback's, a worker killed while it trains, and one killed while it waits: no epoch is lost."""
+    theirs = left(by_keras, act=fail, error=ZeroDivisionError)
+    assert differences(theirs, left(train, act=fail, error=ZeroDivisionError)) == []
+
+    ours = left(train, act=kill_when_it_is_asked, error=kohort.WorkerError)
+    assert differences(left(by_keras, epochs=2), ours) == []
+    assert differences(left(by_keras), left(train, act=kill)) == []
 
 
 @pytest.mark.usefixtures("in_the_worker")

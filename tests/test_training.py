@@ -10,6 +10,7 @@ from keras import callbacks, layers
 from oracle import by_keras, by_kohort, differences, outcome, run
 
 import kohort
+from kohort import remote
 from kohort.epochs import ArrayEpochs
 
 RNG = np.random.default_rng(2)
@@ -153,6 +154,20 @@ CALLBACKS = {
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_a_callback(name, same):
     same(CALLBACKS[name], fits=2)
+
+
+@pytest.fixture
+def in_the_worker(monkeypatch):
+    monkeypatch.setattr(remote, "always", True)
+    yield
+    remote.end_worker()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_the_worker")
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_a_callback_in_this_process_of_a_model_that_trains_in_the_worker(name, same):
+    same(CALLBACKS[name])
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_both_ways_leave_what_keras_leaves():
         lambda: [
             callbacks.EarlyStopping("val_loss", patience=1, min_delta=0.5, restore_best_weights=True),
             callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=1.0),
+            callbacks.TerminateOnNaN(),
         ],
         lambda: callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5),
     ],
@@ -131,6 +132,28 @@ def test_what_may_act_elsewhere_runs_once():
 
     assert own.begun == 1
     assert counts() == {(KERAS, reason, 1, 4)}
+
+
+def test_a_compiled_fit_that_fails_leaves_the_model_as_it_was(monkeypatch):
+    train = Training.train
+
+    def failing(self):
+        train(self)
+        raise ZeroDivisionError
+
+    def left(fit):
+        keras.utils.set_random_seed(1)
+        model = build()
+        model.fit(**FIT, verbose=0)  # builds it
+        fit(model)
+        return model.get_weights(), [np.asarray(v.value) for v in model.optimizer.variables], np.random.get_state()[1:3]
+
+    def failed(model):
+        with pytest.raises(ZeroDivisionError):
+            verified(model, **FIT, verbose=0)
+
+    monkeypatch.setattr(Training, "train", failing)
+    assert differences(left(lambda model: None), left(failed)) == []
 
 
 def test_strict_and_verify_together():

@@ -137,3 +137,27 @@ def test_a_parent_that_ends_as_ever_leaves_no_orphan():
     assert done.returncode == 0, done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_each_model_is_traced_with_the_settings_that_it_came_with(bench):
+    """Of a loss Keras takes `epsilon` when it is traced, which may be long after the model came."""
+    bench.answer({"do": "keep", "token": 1}, (X, Y))
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, "sigmoid")])
+    model.compile("sgd", "binary_crossentropy")
+    keras_internals.build_like(model, (X, Y))
+    own, others = blueprint(model), blueprint(model) | {"epsilon": 0.4}
+    narrow, wide = ["epochs", Cut(4, 2, 2), None, 8], ["epochs", Cut(5, 2, 0), None, 8]
+
+    def answer(name, program, **others):
+        return bench.answer(*asked(model, name, program=program, **others))[1]
+
+    expected = Bench()
+    expected.answer({"do": "keep", "token": 1}, (X, Y))
+    expected = expected.answer(*asked(model, "one", program=wide, blueprint=own))[1]
+    try:
+        answer("one", narrow, blueprint=own)
+        clipped = answer("two", wide, blueprint=others)
+        assert differences(expected, answer("one", wide)) == []
+        assert differences(expected, clipped) != []
+    finally:
+        keras.config.set_epsilon(own["epsilon"])

@@ -34,8 +34,8 @@ FAULTS = [
     Fault(
         "seed-of-the-neighbour",
         "kohort/members.py",
-        "initial(tuple(self.seeds[member] for member in lanes), values)",
-        "initial(tuple(self.seeds[member - 1] for member in lanes), values)",
+        "initial(tuple(seeds[member] for member in lanes), values)",
+        "initial(tuple(seeds[member - 1] for member in lanes), values)",
         (f"{COHORT}test_initial_state_is_bit_for_bit_keras[dense]",),
     ),
     Fault(
@@ -219,8 +219,8 @@ FAULTS = [
     Fault(
         "best-is-the-diverged-one",
         "kohort/results.py",
-        "finite = np.flatnonzero(np.isfinite(last))",
-        "finite = np.flatnonzero(~np.isfinite(last))",
+        "finite = np.flatnonzero(np.isfinite(last) &",
+        "finite = np.flatnonzero(~np.isfinite(last) |",
         (f"{COHORT}test_best_passes_over_diverged_members",),
     ),
     Fault(
@@ -257,5 +257,33 @@ FAULTS = [
         'stops = is_due & ~improves & (wait >= numbers["patience"]) & (seen.epoch > 0)',
         'stops = jnp.any(is_due & ~improves & (wait >= numbers["patience"]) & (seen.epoch > 0))',
         ("tests/test_mapping.py::test_guided_members_stop_alike_in_all_mappings[loop]",),
+    ),
+    Fault(
+        "weights-that-are-not-finite-win",
+        "kohort/results.py",
+        'np.isfinite(last) & self._members.are_finite(self._members.need_training("best"))',
+        "np.isfinite(last)",
+        ("tests/test_ensemble.py::test_members_whose_weights_are_not_finite_have_diverged",),
+    ),
+    Fault(
+        "blocks-that-devices-cannot-share",
+        "kohort/lanes.py",
+        "    return math.lcm(BLOCK_STEP, len(jax.local_devices()))",
+        "    return BLOCK_STEP",
+        ("tests/test_mapping.py::test_members_are_spread_over_devices[3]",),
+    ),
+    Fault(
+        "varied-values-rounded-by-sharding",
+        "kohort/mapping.py",
+        '        if getattr(array, "dtype", None) == np.float64:\n            return array\n',
+        "",
+        ("tests/test_mapping.py::test_members_are_spread_over_devices[3]",),
+    ),
+    Fault(
+        "memory-of-one-core-counts-for-all",
+        "kohort/choice.py",
+        "        room = (limit - held) / at_once",
+        "        room = limit - held",
+        ("tests/test_choice.py::test_blocks_keep_to_the_memory_that_they_may_take",),
     ),
 ]

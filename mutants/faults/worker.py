@@ -91,4 +91,18 @@ FAULTS = [
         "[memory])\n        finally:\n            pass",
         ("tests/test_wire.py::test_nothing_stays_behind",),
     ),
+    Fault(
+        "settings-of-another-model",
+        "kohort/worker.py",
+        "        configure(blueprint)",
+        "        blueprint",
+        (f"{WORKER}test_each_model_is_traced_with_the_settings_that_it_came_with",),
+    ),
+    Fault(
+        "float64-crosses",
+        "kohort/blueprint.py",
+        'if keras.config.floatx() == "float64" or any(',
+        "if False and any(",
+        ("tests/test_blueprint.py::test_what_the_worker_would_round_is_refused",),
+    ),
 ]
