@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import contenders
 import many
+import profiles
 import results
 import studies
 import switched
@@ -390,6 +391,12 @@ def switched_rows(settings: Settings) -> Iterator[Row]:
     return figure_rows(switched.rows(measured, switched.QUICK if settings is QUICK else switched.Sizes()))
 
 
+def profile_rows(settings: Settings) -> Iterator[Row]:
+    """Takes fits of cohorts apart."""
+    problems = tuple(map(quick, profiles.PROBLEMS)) if settings is QUICK else profiles.PROBLEMS
+    return figure_rows(profiles.rows(measured, settings.rounds, problems))
+
+
 def quick(problem: Problem) -> Problem:
     """Returns the problem in a size that takes no time."""
     return problem._replace(epochs=2, members=8)
@@ -410,6 +417,7 @@ def sections(settings: Settings) -> dict[str, Callable[[], tuple]]:
         "compilations": lambda: ([row for problem in settings.problems for row in compilation_rows(problem)], []),
         "memory": lambda: (list(memory_rows(xor, settings)), []),
         "switched": lambda: (list(switched_rows(settings)), []),
+        "profile": lambda: (list(profile_rows(settings)), []),
         "many": lambda: (list(many_rows(settings)), []),
         "study": lambda: (list(study_rows(settings)), []),
     }

@@ -23,7 +23,7 @@ class Rate(NamedTuple):
 RATES = (
     Rate(XOR._replace(members=4096), 20_000),
     Rate(MOONS._replace(hidden=(8, 8), metrics=(), members=1024), 1000),
-    Rate(MOONS._replace(metrics=(), members=256), 200),
+    Rate(MOONS._replace(metrics=(), members=1024), 200),
 )
 LEAST_SECOND_CORE, LEAST_SWEEP, MOST_MEBIBYTES, MOST_DRAWING_PERCENT = 1.7, 50, 1.5e9 / 2**20, 10
 

@@ -236,6 +236,22 @@ def test_to_judge_a_deep_model_costs_no_more(switched):
 
 
 @pytest.mark.slow
+def test_quick_takes_cohorts_apart(tmp_path):
+    text, _ = run("profile", tmp_path / "results.md")
+    rows = cells(text, FIGURES)
+
+    told = {row[1]: float(row[3].split()[0]) for row in rows if row[0].startswith("moons")}
+    assert list(told) == [
+        *(f"first fit: {name}" for name in ("Python traces Keras's step", "JAX lowers it", "XLA compiles it")),
+        *(f"warm fit: {name}" for name in ("members begin", "batch orders are drawn", "programs run")),
+        "warm fit: logs are put together",
+    ]
+    assert min(told.values()) > 0
+    assert sum(told[name] for name in told if name.startswith("warm")) <= 100
+    assert len(rows) == 2 * len(told)
+
+
+@pytest.mark.slow
 def test_quick_measures_what_the_switch_costs_and_gains(tmp_path):
     text, _ = run("switched", tmp_path / "results.md")
     rows = cells(text, FIGURES)
