@@ -46,6 +46,13 @@ def test_nothing_to_complain_of(conformance):
     ]
 
 
+def test_what_needs_a_package_that_is_not_here_is_not_missed(conformance, tmp_path):
+    entry = '[[fall_back]]\npattern = "{0}"\nreason = "so"\nneeds = "{0}"\n'
+    (tmp_path / "list.toml").write_text(entry.format("numpy") + entry.format("no_such_package"))
+
+    assert conformance.Exceptions.read(tmp_path / "list.toml").fall_backs == {"numpy": "so"}
+
+
 def test_a_judge_that_has_not_sat_is_named(conformance):
     skipped = report({"a.x::t": "passed", "a.x::u": "skipped"})
     fitted = report({"a.x::t": "passed"}, [("a.x::t", 1, "compiled")])
