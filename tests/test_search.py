@@ -1,6 +1,7 @@
 """Trials that are drawn, spread, or asked of Optuna; and studies in the forms of other tools."""
 
 import importlib.util
+from collections import Counter
 
 import jaxtyping
 import keras
@@ -146,6 +147,53 @@ def test_a_trial_that_diverges_has_failed(optuna, tmp_path):
     kohort.search.optuna(own, tmp_path / "a", network, rate, X, Y, trials=2, seeds=2, epochs=5, verbose=0)
 
     assert [trial.state.name for trial in own.trials] == ["FAIL", "FAIL"]
+
+
+def pressed(lanes, train, interrupt, workers):
+    """Ctrl-C is pressed when one task is trained."""
+    yield train(lanes[0][0])
+    raise KeyboardInterrupt
+
+
+def states(search):
+    return Counter(trial.state.name for trial in search.trials)
+
+
+@pytest.mark.parametrize("block_size", [3, 1])
+def test_an_interrupted_search_goes_on(optuna, tmp_path, block_size):
+    """Nothing is left running: what is trained is told, also of a trial of which the rest was missing."""
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    with pytest.raises(KeyboardInterrupt):
+        searched(optuna, tmp_path / "a", own, 4, block_size=block_size, executor=pressed)
+    assert states(own) == ({"COMPLETE": 1, "FAIL": 3} if block_size == 3 else {"FAIL": 4})
+    study = searched(optuna, tmp_path / "a", own, 4, block_size=block_size)
+
+    assert states(own) == {"COMPLETE": 4, "FAIL": 3 if block_size == 3 else 4}
+    table = study.table()
+    assert table["seeds"].tolist() == [3] * 4
+    complete = {trial.params["rate"]: trial.value for trial in own.trials if trial.state.name == "COMPLETE"}
+    assert complete == dict(zip(table["network.rate"].tolist(), table["loss"].tolist(), strict=True))
+
+
+def test_a_search_that_was_killed_is_told_what_is_trained(optuna, tmp_path):
+    """Its trials are still running, as those of another process may be, which are left alone."""
+    rate = {"rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)}
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    asked = [own.ask(rate) for _ in range(2)]
+    kohort.Study(tmp_path / "a", network, [asked[0].params], 3).run(X, Y, epochs=5, verbose=0)
+    study = searched(optuna, tmp_path / "a", own, 1)
+
+    assert [trial.state.name for trial in own.trials] == ["COMPLETE", "RUNNING"]
+    assert own.trials[0].value == study.table()["loss"][0]
+
+
+def test_a_batch_that_fails_is_not_left_running(optuna, tmp_path):
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    with pytest.raises(ValueError, match=r"`by` must be a metric"):
+        searched(optuna, tmp_path / "a", own, 2, by="auc")
+    assert states(own) == {"FAIL": 2}
+    searched(optuna, tmp_path / "a", own, 2)
+    assert states(own) == {"FAIL": 2, "COMPLETE": 2}
 
 
 def test_wrong_searches_are_refused(optuna, tmp_path):
