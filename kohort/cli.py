@@ -271,15 +271,17 @@ def _export(options: argparse.Namespace) -> None:
         )
     _need_room("--to", options.to, options.overwrite)
     with _loaded():
+        from kohort import files
         from kohort.trials import open as opened
 
+        files.checked_room(options.to)  # before anything is read
         getattr(opened(options.store), ways[kind])(options.to)
     _say(f"{options.store} is written to {options.to}")
 
 
 def _need_room(argument: str, path: str, overwrite: bool) -> None:
     """Raises if a file would be replaced that nobody said to replace."""
-    if Path(path).exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise FileExistsError(
             f"`{argument}` must be a file that is not there. Received: {path!r}, which is. "
             "Name another, or add --overwrite."
@@ -331,7 +333,7 @@ def _fit(options: argparse.Namespace) -> None:
         from kohort import files, held_out, tables
 
         if options.save:
-            files.checked_target(options.save)  # before anything is trained
+            files.checked_room(options.save)  # before anything is trained
         whole = tables.read(options.file)
         table, target = tables.with_target(whole, options.target, options.task)
         named = ("hidden", "activation", "optimizer", "learning_rate", "dropout")
@@ -360,6 +362,8 @@ def _predict(options: argparse.Namespace) -> None:
     with _loaded():
         from kohort import files, held_out, tables
 
+        if options.to:
+            files.checked_room(options.to)
         columns = held_out.load(options.networks)(tables.read(options.file))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -311,7 +311,7 @@ def save(path: Any, table: Table, target: Target, way: Way, verbose: str | int =
     Raises:
         OSError: If the place cannot be written.
     """
-    files.checked_target(path)  # before anything is trained
+    files.checked_room(path)  # before anything is trained
     rows = np.arange(table.rows)
     preparation, unit = tables.learned(tables.layout_of(table), table), _Unit.of(target, rows)
     with fresh_names():

@@ -119,6 +119,11 @@ def _parsed(file: Path) -> dict[str, Any]:
             f"`file` must be a study in TOML. Received: {str(file)!r}, which is a folder. "
             "Name the file; what a study has found out, `kohort table` tells."
         ) from error
+    except OSError as error:
+        raise type(error)(
+            f"`file` must be a study in TOML. Received: {str(file)!r}, which cannot be read ({error.strerror}). "
+            "Look at its name, and at who may read it."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"`file` must be a study in TOML. Received: {str(file)!r}, which says: {str(error).rstrip('.')}. "

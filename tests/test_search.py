@@ -259,6 +259,38 @@ def test_files_of_other_tools(study, tmp_path):
         study.to_parquet(tmp_path / "no" / "a.parquet")
 
 
+def half_written(self, path, **options):
+    """Writes a half, and is killed."""
+    with open(path, "w") as file:
+        file.write("half")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("way", "patched"),
+    [("to_csv", "pandas.DataFrame.to_csv"), ("to_parquet", "pandas.DataFrame.to_parquet"),
+     ("to_netcdf", "xarray.Dataset.to_netcdf")],
+)  # fmt: skip
+def test_whoever_is_interrupted_while_a_file_is_written_keeps_the_old_one(way, patched, study, tmp_path, monkeypatch):
+    pytest.importorskip("h5netcdf")
+    pytest.importorskip("pyarrow")
+    (path := tmp_path / "a").write_text("old")
+    monkeypatch.setattr(patched, half_written)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(study, way)(path)
+
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "old"
+
+
+def test_a_csv_is_compressed_as_its_name_says(study, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    study.to_csv(tmp_path / "a.csv.gz")
+
+    assert (tmp_path / "a.csv.gz").read_bytes().startswith(b"\x1f\x8b")
+    pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "a.csv.gz"), study.to_pandas(), check_dtype=False)
+
+
 def test_tools_that_are_not_there_are_named(study, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for act in (study.to_pandas, study.to_xarray, lambda: study.to_netcdf(tmp_path / "a"), study.table().to_pandas):
