@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,6 +242,10 @@ class Store:
             if (self.folder / name).is_symlink():
                 step = "Take another copy of the study; to keep it elsewhere, link to its whole folder"
                 raise self._refused(f"in which {name} is a link", step)
+        for name in (INDEX, LOCK, WRITER, *JOURNALS):
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.stat(self.folder / name).st_mode):  # to open a pipe would wait for ever
+                    raise self._refused(f"in which {name} is no file", "Take another copy of the study")
         for name in JOURNALS:
             with contextlib.suppress(FileNotFoundError), open(self.folder / name, "rb") as journal:
                 journal.seek(-min(len(NAMES_ANOTHER_FILE), os.fstat(journal.fileno()).st_size), os.SEEK_END)

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from kohort import files, store
 from kohort.files import Contents
@@ -397,6 +398,17 @@ def test_files_that_are_no_files_are_refused(study):
 
     with pytest.raises(IsADirectoryError, match=r"`path` must be a file that can be read\."):
         study.contents(first)
+
+
+@pytest.mark.parametrize("name", ["index.sqlite", "index.sqlite-journal", "writer.lock-journal", "writer.json"])
+def test_no_pipe_is_opened(study, name):
+    """To read one, to which nobody writes, would wait for ever."""
+    (study.folder / name).unlink(missing_ok=True)
+    os.mkfifo(study.folder / name)
+
+    for act in (Store(study.folder).records, lambda: Store(study.folder).writer().__enter__()):
+        with refused(ValueError, rf"`path` must be the folder of a study\. .*, in which {name} is no file\."):
+            act()
 
 
 def test_the_note_of_the_writer_is_not_trusted(study):
