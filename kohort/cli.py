@@ -144,6 +144,11 @@ def _add_solved(parser: argparse.ArgumentParser) -> None:
 
 def _bound(text: str) -> tuple[str, float]:
     metric, _, bound = text.partition("=")
+    if metric.strip() == "confidence":  # the argument of `table` beside the bounds
+        raise argparse.ArgumentTypeError(
+            f"`--solved` must name a metric, and confidence is the level of the intervals. Received: {text!r}. "
+            "Write --confidence 0.95, or call a metric of yours otherwise."
+        )
     try:
         return metric.strip(), float(bound)
     except ValueError:
@@ -341,19 +346,22 @@ def _fit(options: argparse.Namespace) -> None:
         way = held_out.Way(parameters, options.seeds, options.epochs, options.batch_size)
         verbose = 0 if options.quiet else "auto"
         judged = held_out.judge(table, target, way, options.folds, verbose)
-        if options.save:
-            held_out.save(options.save, table, target, way, verbose)
+        lost = held_out.save(options.save, table, target, way, verbose) if options.save else 0
     dropped = whole.rows - table.rows
     if options.json:
         about = {"file": options.file, "target": target.name, "task": target.task, "classes": target.classes}
         scores = {name: getattr(value, "_asdict", lambda v=value: v)() for name, value in judged._asdict().items()}
-        _say_json({**about, "rows": table.rows, "rows_without_target": dropped, "folds": options.folds, **scores})
+        kept = {"saved": options.save, "saved_diverged": lost} if options.save else {}
+        rows = {"rows": table.rows, "rows_without_target": dropped, "folds": options.folds}
+        _say_json({**about, **rows, **scores, **kept})
         return
     _say("\n".join(held_out.lines(judged, table, target, way, options.folds)))
     if dropped:
         _say(f"{dropped} rows without a target are left out")
     if options.save:
         _say(f"networks trained on all rows are kept in {options.save}")
+    if lost:
+        _say(f"{lost} of these {options.seeds} diverged, and say nothing: try a smaller --learning-rate")
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -215,6 +215,11 @@ def _network(
 
 
 def _solved(told: dict[str, Any]) -> dict[str, float]:
+    if "confidence" in told:
+        raise ValueError(
+            "`[solved]` must name metrics, and confidence is the level of the intervals. "
+            f"Received: {received('confidence', told['confidence'])}. Call a metric of yours otherwise."
+        )
     for metric, bound in told.items():
         if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound):
             raise TypeError(

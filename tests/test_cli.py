@@ -219,6 +219,7 @@ def test_a_fault_that_is_not_foreseen_is_not_hidden(folder, monkeypatch):
         (["tabel"], "invalid choice: 'tabel'"),
         (["table"], "the following arguments are required: store"),
         (["table", "a", "--solved", "loss"], "`--solved` must be METRIC=NUMBER. Received: 'loss'."),
+        (["table", "a", "--solved", "confidence=0.5"], "`--solved` must name a metric, and confidence is the level of"),
         (["table", "a", "--solve", "loss=1"], "unrecognized arguments: --solve loss=1. See `kohort --help`."),
     ],
 )
