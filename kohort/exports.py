@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kohort.blocks import check_room
 from kohort.files import checked_room, replacing
 from kohort.history import optional
 
@@ -49,6 +50,9 @@ def dataset(trials: Sequence[Any]) -> Any:
     epochs = max((len(history.epoch) for _, history in own), default=0)
     place = {seed: row for row, seed in enumerate(seeds)}
     metrics: dict[str, np.ndarray] = {}
+    curves = {name: values for _, history in own for name, values in history.items() if values.ndim == 2}
+    bytes_each = sum(values.itemsize for values in curves.values())
+    check_room((len(own), len(seeds), epochs), bytes_each, lambda: sum(h[name].nbytes for _, h in own for name in h))
     outcome = np.full((len(own), len(seeds)), "", "U13")
     for number, (_, history) in enumerate(own):
         rows = [place[seed] for seed in history.seeds]

@@ -11,7 +11,7 @@ from keras import layers
 from scipy.stats import kstest, loguniform, randint, uniform
 
 import kohort
-from kohort import executors, exports
+from kohort import blocks, executors, exports
 
 X, Y = kohort.data.xor()
 SPACE = {"hidden": [2, 4, 8], "rate": loguniform(1e-4, 1e-1)}
@@ -257,6 +257,18 @@ def test_files_of_other_tools(study, tmp_path):
     pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "a.parquet"), study.to_pandas())
     with pytest.raises(FileNotFoundError, match=r"`path` must be in a folder that exists"):
         study.to_parquet(tmp_path / "no" / "a.parquet")
+
+
+def test_curves_of_all_trials_take_no_more_memory_than_is_in_proportion(tmp_path, monkeypatch):
+    """One trial has many epochs, another many members: no array is made for all of them in both."""
+    ragged = kohort.Study(tmp_path / "a", network, {"hidden": [2]}, 2)
+    ragged.run(X, Y, epochs=200, verbose=0)
+    kohort.Study(tmp_path / "a", network, {"hidden": [3]}, 200).run(X, Y, epochs=1, verbose=0)
+    assert ragged.to_xarray().loss.shape == (2, 200, 200)
+    monkeypatch.setattr(blocks, "MOST_ROOM_BYTES", 0)
+    monkeypatch.setattr(blocks, "MOST_ROOM_TIMES", 64)
+    with pytest.raises(ValueError, match=r"2 x 200 x 200 trials, members and epochs of 320,000 bytes, of .* 2,400 "):
+        ragged.to_xarray()
 
 
 def half_written(self, path, **options):
