@@ -307,15 +307,21 @@ def _add_fitting(commands: Any) -> None:
     )
     fit.add_argument("file", help="the table: .csv or .tsv with a head, or .parquet")
     fit.add_argument("--target", metavar="COLUMN", required=True, help="the column to predict")
-    fit.add_argument("--task", choices=("classification", "regression"), help="default: by the target")
-    fit.add_argument("--folds", type=int, default=5, help="default: %(default)s")
+    fit.add_argument(
+        "--task", choices=("classification", "regression"), help="what to predict (default: by the target)"
+    )
+    fit.add_argument(
+        "--folds", type=int, default=5, help="parts of the rows, each held out once (default: %(default)s)"
+    )
     fit.add_argument("--seeds", type=int, default=10, help="starts of the network on each fold (default: %(default)s)")
-    fit.add_argument("--epochs", type=int, default=100, help="default: %(default)s")
-    fit.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    fit.add_argument("--epochs", type=int, default=100, help="how often all rows are seen (default: %(default)s)")
+    fit.add_argument("--batch-size", type=int, default=32, help="rows of each step (default: %(default)s)")
     fit.add_argument("--hidden", type=int, nargs="+", default=[32, 32], help="units, layer by layer (default: 32 32)")
-    fit.add_argument("--activation", default="relu", help="of the hidden layers (default: %(default)s)")
-    fit.add_argument("--optimizer", default="adam", help="default: %(default)s")
-    fit.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
+    fit.add_argument(
+        "--activation", default="relu", help="of the hidden layers, as Keras names it (default: %(default)s)"
+    )
+    fit.add_argument("--optimizer", default="adam", help="as Keras names it (default: %(default)s)")
+    fit.add_argument("--learning-rate", type=float, default=1e-3, help="of the optimizer (default: %(default)s)")
     fit.add_argument("--dropout", type=float, default=0.0, help="after each hidden layer (default: %(default)s)")
     fit.add_argument(
         "--save", metavar="FILE", help="train on all rows, too, and keep the networks for `kohort predict`"
