@@ -4,6 +4,8 @@ In come blocks as the store holds them; out come the members of a trial as one h
 The room exists because members of a trial are trained in several blocks, side by side and one after the other.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,10 @@ from kohort.store import BlockRow
 Pairs = Sequence[tuple[BlockRow, Contents]]
 # Of a block's arrays, those that say how it went; the others are the members as they are.
 HISTORY = "history/"
+# Curves have room for all members in all epochs, also where one was trained much longer than the others. A study from
+# elsewhere may claim a few members of very many epochs beside very many of a few: more room than this is made only for
+# as many times what its blocks hold.
+MOST_ROOM_BYTES, MOST_ROOM_TIMES = 2**31, 64
 
 
 def seeds_of(blocks: Sequence[BlockRow]) -> list[int]:
@@ -44,17 +50,25 @@ def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents],
     seeds, epochs, seen = seeds_of(blocks), max((block.epochs for block in blocks), default=0), 0
     row_of, last = {seed: row for row, seed in enumerate(seeds)}, last_blocks(blocks)
     metrics: dict[str, np.ndarray] = {}
+    cells: dict[str, int] = {}  # bytes of a metric for each member and epoch
+
+    @functools.cache
+    def held() -> int:
+        return sum(array.nbytes for block in blocks for array in read(block).arrays.values())
+
     stopped, reached = np.full(len(seeds), -1), np.array([blocks[last[seed]].epochs for seed in seeds])
     for block in blocks:
         arrays = read(block).arrays
         _check_follows(block, arrays, seen)
         rows, numbers = np.array([row_of[seed] for seed in block.seeds]), arrays["epoch"]
         seen = max(seen, int(numbers[-1]) + 1)
-        for name, values in arrays.items():
-            if name.startswith(HISTORY):
-                full = _room(metrics.get(name), values, len(seeds), seen)
-                full[rows[:, None], numbers] = values
-                metrics[name] = full
+        curves = {name: values for name, values in arrays.items() if name.startswith(HISTORY)}
+        cells |= {name: _kind(values).itemsize * math.prod(values.shape[2:]) for name, values in curves.items()}
+        check_room((len(seeds), seen), sum(cells.values()), held)
+        for name, values in curves.items():
+            full = _room(metrics.get(name), values, len(seeds), seen)
+            full[rows[:, None], numbers] = values
+            metrics[name] = full
         stopped[rows] = np.maximum(stopped[rows], arrays["stopped_epoch"])
     stopped = np.where(
         (stopped < 0) & (reached < max(asked, epochs)), reached - 1, stopped
@@ -80,11 +94,34 @@ def _check_follows(block: BlockRow, arrays: Mapping[str, np.ndarray], seen: int)
         )
 
 
+def check_room(axes: tuple[int, ...], bytes_each: int, held: Callable[[], int]) -> None:
+    """Raises where room for curves would be out of all proportion to what is kept of them.
+
+    Args:
+        axes: How many members and epochs (perhaps of how many trials) there is to be room for.
+        bytes_each: Bytes for each of them.
+        held: Counts the bytes of what is kept; called only where there are many.
+    """
+    asked = math.prod(axes) * bytes_each
+    if asked > MOST_ROOM_BYTES and asked > MOST_ROOM_TIMES * (there := held()):
+        raise ValueError(
+            f"`path` must be a study whose curves take at most {MOST_ROOM_TIMES} times the bytes of its blocks. "
+            f"Received: {' x '.join(f'{number:,}' for number in axes)} {'trials, ' * (len(axes) - 2)}members and "
+            f"epochs of {asked:,} bytes, of which {there:,} are kept. Take another copy of it, or train what is to run "
+            "so much longer in a study of its own."
+        )
+
+
+def _kind(values: np.ndarray) -> np.dtype:
+    """Returns the type of numbers in which curves have room for NaN."""
+    return np.result_type(values.dtype, np.float16)
+
+
 def _room(full: np.ndarray | None, values: np.ndarray, members: int, epochs: int) -> np.ndarray:
     """Returns room for so many epochs, with what is known of them: no more than have been recorded."""
     if full is not None and full.shape[1] >= epochs:
         return full
-    room = np.full((members, epochs, *values.shape[2:]), np.nan, np.result_type(values.dtype, np.float16))
+    room = np.full((members, epochs, *values.shape[2:]), np.nan, _kind(values))
     if full is not None:
         room[:, : full.shape[1]] = full
     return room

@@ -144,6 +144,11 @@ def _add_solved(parser: argparse.ArgumentParser) -> None:
 
 def _bound(text: str) -> tuple[str, float]:
     metric, _, bound = text.partition("=")
+    if metric.strip() == "confidence":  # the argument of `table` beside the bounds
+        raise argparse.ArgumentTypeError(
+            f"`--solved` must name a metric, and confidence is the level of the intervals. Received: {text!r}. "
+            "Write --confidence 0.95, or call a metric of yours otherwise."
+        )
     try:
         return metric.strip(), float(bound)
     except ValueError:
@@ -271,15 +276,17 @@ def _export(options: argparse.Namespace) -> None:
         )
     _need_room("--to", options.to, options.overwrite)
     with _loaded():
+        from kohort import files
         from kohort.trials import open as opened
 
+        files.checked_room(options.to)  # before anything is read
         getattr(opened(options.store), ways[kind])(options.to)
     _say(f"{options.store} is written to {options.to}")
 
 
 def _need_room(argument: str, path: str, overwrite: bool) -> None:
     """Raises if a file would be replaced that nobody said to replace."""
-    if Path(path).exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise FileExistsError(
             f"`{argument}` must be a file that is not there. Received: {path!r}, which is. "
             "Name another, or add --overwrite."
@@ -300,15 +307,21 @@ def _add_fitting(commands: Any) -> None:
     )
     fit.add_argument("file", help="the table: .csv or .tsv with a head, or .parquet")
     fit.add_argument("--target", metavar="COLUMN", required=True, help="the column to predict")
-    fit.add_argument("--task", choices=("classification", "regression"), help="default: by the target")
-    fit.add_argument("--folds", type=int, default=5, help="default: %(default)s")
+    fit.add_argument(
+        "--task", choices=("classification", "regression"), help="what to predict (default: by the target)"
+    )
+    fit.add_argument(
+        "--folds", type=int, default=5, help="parts of the rows, each held out once (default: %(default)s)"
+    )
     fit.add_argument("--seeds", type=int, default=10, help="starts of the network on each fold (default: %(default)s)")
-    fit.add_argument("--epochs", type=int, default=100, help="default: %(default)s")
-    fit.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    fit.add_argument("--epochs", type=int, default=100, help="how often all rows are seen (default: %(default)s)")
+    fit.add_argument("--batch-size", type=int, default=32, help="rows of each step (default: %(default)s)")
     fit.add_argument("--hidden", type=int, nargs="+", default=[32, 32], help="units, layer by layer (default: 32 32)")
-    fit.add_argument("--activation", default="relu", help="of the hidden layers (default: %(default)s)")
-    fit.add_argument("--optimizer", default="adam", help="default: %(default)s")
-    fit.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
+    fit.add_argument(
+        "--activation", default="relu", help="of the hidden layers, as Keras names it (default: %(default)s)"
+    )
+    fit.add_argument("--optimizer", default="adam", help="as Keras names it (default: %(default)s)")
+    fit.add_argument("--learning-rate", type=float, default=1e-3, help="of the optimizer (default: %(default)s)")
     fit.add_argument("--dropout", type=float, default=0.0, help="after each hidden layer (default: %(default)s)")
     fit.add_argument(
         "--save", metavar="FILE", help="train on all rows, too, and keep the networks for `kohort predict`"
@@ -331,7 +344,7 @@ def _fit(options: argparse.Namespace) -> None:
         from kohort import files, held_out, tables
 
         if options.save:
-            files.checked_target(options.save)  # before anything is trained
+            files.checked_room(options.save)  # before anything is trained
         whole = tables.read(options.file)
         table, target = tables.with_target(whole, options.target, options.task)
         named = ("hidden", "activation", "optimizer", "learning_rate", "dropout")
@@ -339,19 +352,22 @@ def _fit(options: argparse.Namespace) -> None:
         way = held_out.Way(parameters, options.seeds, options.epochs, options.batch_size)
         verbose = 0 if options.quiet else "auto"
         judged = held_out.judge(table, target, way, options.folds, verbose)
-        if options.save:
-            held_out.save(options.save, table, target, way, verbose)
+        lost = held_out.save(options.save, table, target, way, verbose) if options.save else 0
     dropped = whole.rows - table.rows
     if options.json:
         about = {"file": options.file, "target": target.name, "task": target.task, "classes": target.classes}
         scores = {name: getattr(value, "_asdict", lambda v=value: v)() for name, value in judged._asdict().items()}
-        _say_json({**about, "rows": table.rows, "rows_without_target": dropped, "folds": options.folds, **scores})
+        kept = {"saved": options.save, "saved_diverged": lost} if options.save else {}
+        rows = {"rows": table.rows, "rows_without_target": dropped, "folds": options.folds}
+        _say_json({**about, **rows, **scores, **kept})
         return
     _say("\n".join(held_out.lines(judged, table, target, way, options.folds)))
     if dropped:
         _say(f"{dropped} rows without a target are left out")
     if options.save:
         _say(f"networks trained on all rows are kept in {options.save}")
+    if lost:
+        _say(f"{lost} of these {options.seeds} diverged, and say nothing: try a smaller --learning-rate")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -360,6 +376,8 @@ def _predict(options: argparse.Namespace) -> None:
     with _loaded():
         from kohort import files, held_out, tables
 
+        if options.to:
+            files.checked_room(options.to)
         columns = held_out.load(options.networks)(tables.read(options.file))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -93,7 +93,6 @@ def compare_with_keras() -> None:
 
 def draw(cohorts: dict[int, Cohort], moons: Cohort, folder: Path) -> None:
     """Draws walls, curves and the best member of both problems into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     x, y = data.xor()
     limits: Any = {"xlim": (-0.5, 1.5), "ylim": (-0.5, 1.5)}
     moons_x, moons_y = data.moons()
@@ -113,8 +112,21 @@ def draw(cohorts: dict[int, Cohort], moons: Cohort, folder: Path) -> None:
         print(f"  {path}", flush=True)
 
 
+def make(folder: Path) -> None:
+    """Makes the folder, and raises where it cannot be one, or nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"`folder` must be a folder, or a place for one. Received: {str(folder)!r} ({error.strerror}). "
+            "Name another."
+        ) from error
+    files.checked_room(folder / "xor-wall.png")
+
+
 def show(folder: Path) -> None:
     """Does all of it and says how long it took."""
+    make(folder)  # before anything is trained
     plt.switch_backend("Agg")
     start = time.perf_counter()
     print(f"kohort {files.versions()['kohort']}, Keras {keras.__version__} on {keras.backend.backend()}")

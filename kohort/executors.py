@@ -52,11 +52,12 @@ def in_threads(lanes: Lanes, train: Callable[[Any], Any], interrupt: Interrupt, 
             while running:
                 # Python hears Ctrl-C in this thread, which not every system wakes for it.
                 ready, _ = concurrent.futures.wait(running, WAKE_SECONDS, concurrent.futures.FIRST_COMPLETED)
-                waiting.extendleft(lane for lane in map(running.pop, ready) if lane)
-                begin()  # before the caller writes
                 for future in ready:
+                    lane = running.pop(future)
                     if not (interrupt and isinstance(future.exception(), KeyboardInterrupt)):
                         yield future.result()
+                    waiting.extendleft([lane] if lane else [])
+                    begin()  # once the caller has written: who is killed loses no more than there are workers
         finally:
             if running:
                 interrupt.press()  # the caller has given up: nobody waits for what is running

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from kohort.files import checked_target
+from kohort.blocks import check_room
+from kohort.files import checked_room, replacing
 from kohort.history import optional
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zip": "zip", ".xz": "xz", ".zst": "zstd"}
 
 
 def members_table(trials: Sequence[Any]) -> Any:
@@ -47,6 +50,9 @@ def dataset(trials: Sequence[Any]) -> Any:
     epochs = max((len(history.epoch) for _, history in own), default=0)
     place = {seed: row for row, seed in enumerate(seeds)}
     metrics: dict[str, np.ndarray] = {}
+    curves = {name: values for _, history in own for name, values in history.items() if values.ndim == 2}
+    bytes_each = sum(values.itemsize for values in curves.values())
+    check_room((len(own), len(seeds), epochs), bytes_each, lambda: sum(h[name].nbytes for _, h in own for name in h))
     outcome = np.full((len(own), len(seeds)), "", "U13")
     for number, (_, history) in enumerate(own):
         rows = [place[seed] for seed in history.seeds]
@@ -72,19 +78,25 @@ def _label(values: list) -> np.ndarray:
 
 def write_netcdf(trials: Sequence[Any], path: Any) -> None:
     """Writes the curves of all trials to a NetCDF file."""
-    target = checked_target(path)
+    target = checked_room(path)
     optional("h5netcdf", "to_netcdf")
-    dataset(trials).to_netcdf(target, engine="h5netcdf")
+    curves = dataset(trials)
+    with replacing(target) as aside:
+        curves.to_netcdf(aside, engine="h5netcdf")
 
 
 def write_parquet(trials: Sequence[Any], path: Any) -> None:
     """Writes a row for each member to a Parquet file."""
-    target = checked_target(path)
+    target = checked_room(path)
     optional("pyarrow", "to_parquet")
-    members_table(trials).to_parquet(target, engine="pyarrow")
+    table = members_table(trials)
+    with replacing(target) as aside:
+        table.to_parquet(aside, engine="pyarrow")
 
 
 def write_csv(trials: Sequence[Any], path: Any) -> None:
     """Writes a row for each member to a CSV file."""
-    target = checked_target(path)
-    members_table(trials).to_csv(target, index=False)
+    target = checked_room(path)
+    table = members_table(trials)
+    with replacing(target) as aside:  # whose name does not say how it is compressed
+        table.to_csv(aside, index=False, compression=COMPRESSIONS.get(target.suffix.lower()))

@@ -97,17 +97,17 @@ def versions() -> dict[str, str]:
 def checked_target(path: Any) -> Path:
     """Returns where to write, with links followed; raises unless that is a file, or may become one."""
     target = Path(os.path.realpath(checked_path(path)))
-    if target.is_dir():
+    if os.path.isdir(target):  # which does not raise where folders may not be looked into
         raise IsADirectoryError(
             f"`path` must be a file. Received: path={os.fspath(path)!r}, which is a folder. Add the name of a file."
         )
-    above = next(folder for folder in target.parents if folder.exists())
-    if not above.is_dir():
+    above = next(folder for folder in target.parents if os.path.exists(folder))
+    if not os.path.isdir(above):
         raise NotADirectoryError(
             f"`path` must be in a folder. Received: path={os.fspath(path)!r}, where {os.fspath(above)!r} is a file. "
             "Choose another place."
         )
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise FileNotFoundError(
             f"`path` must be in a folder that exists. Received: path={os.fspath(path)!r}. "
             f"Make it first: `os.makedirs({os.fspath(target.parent)!r})`."
@@ -125,23 +125,50 @@ def checked_path(path: Any) -> Any:
     return path
 
 
+def checked_room(path: Any) -> Path:
+    """Returns where to write, once a file has been made there, and removed: after hours of work it would be late.
+
+    Raises:
+        TypeError: If `path` is no path.
+        OSError: If nothing can be written there.
+    """
+    target = checked_target(path)
+    with _aside(target):
+        return target
+
+
 def put(target: Path, pieces: list[Any]) -> None:
     """Puts a file in its place in one step."""
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    try:
-        _remove_left_behind(target)
-        with open(aside, "xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
+    with replacing(target) as aside, open(aside, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Lets the block write a file aside, and then puts it in its place in one step."""
+    with _aside(target) as aside:
+        yield aside
+        with open(aside, "ab") as file:
             os.fsync(file.fileno())
         if target.exists():
             shutil.copymode(target, aside)
         os.replace(aside, target)
         _flush_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """Gives an empty file beside the target, for as long as the block lasts."""
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        _remove_left_behind(target)
+        open(aside, "xb").close()
+        yield aside
     except OSError as error:
+        why = error.strerror or error
         raised = type(error)(
-            f"`path` must be a place that can be written. Received: path={os.fspath(target)!r} ({error.strerror}). "
+            f"`path` must be a place that can be written. Received: path={os.fspath(target)!r} ({why}). "
             "Choose another place, or make room there; what stood there is as it was."
         )
         raised.errno = error.errno

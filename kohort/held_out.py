@@ -24,7 +24,7 @@ from kohort.cohort import Cohort
 from kohort.comparison import Comparison, compared_successes, compared_values
 from kohort.files import Contents
 from kohort.folds import Split
-from kohort.history import success_rate
+from kohort.history import Outcome, success_rate
 from kohort.keras_parts import fresh_names
 from kohort.members import Settings, members_of
 from kohort.membership import check_seeds
@@ -53,10 +53,32 @@ class Told(NamedTuple):
     @property
     def ensemble(self) -> np.ndarray:
         """The average over the members that have not diverged, (row, class) or (row,)."""
+        return _mean_of_finite(self.members)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """The standard deviation over the members that have not diverged, likewise."""
         is_finite = np.isfinite(self.members)
-        counts = is_finite.sum(axis=0)
-        total = np.where(is_finite, self.members, 0).sum(axis=0)
-        return np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+        return np.sqrt(_mean_of_finite(np.where(is_finite, self.members - self.ensemble, np.nan) ** 2))
+
+    @property
+    def votes(self) -> np.ndarray:
+        """The class that each member says, (seed, row); -1 where it diverged, which says none."""
+        return np.where(np.isfinite(self.members).all(axis=2), self.members.argmax(axis=2), -1)
+
+    @property
+    def said(self) -> np.ndarray:
+        """The class that the ensemble says, (row,); -1 where all members diverged."""
+        ensemble = self.ensemble
+        return np.where(np.isfinite(ensemble).all(axis=1), ensemble.argmax(axis=1), -1)
+
+
+def _mean_of_finite(values: np.ndarray) -> np.ndarray:
+    """Returns the mean over the first axis of what is finite there; NaN where nothing is."""
+    is_finite = np.isfinite(values)
+    counts = is_finite.sum(axis=0)
+    total = np.where(is_finite, values, 0).sum(axis=0)
+    return np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
 
 
 class Score(NamedTuple):
@@ -188,15 +210,12 @@ def _judged(told: Told, target: Target, splits: Sequence[Split], parameters: int
 
 
 def _of_classes(told: Told, target: Target, splits: Sequence[Split]) -> dict[str, Any]:
-    is_there = np.isfinite(told.members).all(axis=2)
-    votes = np.where(is_there, told.members.argmax(axis=2), -1)  # who diverged is right of no row
-    right: np.ndarray = np.equal(votes, target.values)
-    ensemble = np.nan_to_num(told.ensemble, nan=-1.0)
-    said = np.where(np.isfinite(told.ensemble).all(axis=1), ensemble.argmax(axis=1), -1)
+    votes = told.votes
+    right: np.ndarray = np.equal(votes, target.values)  # who diverged is right of no row
     guesses = np.empty(len(target.values), int)
     for training, held in splits:
         guesses[held] = np.bincount(target.values[training]).argmax()
-    is_right: np.ndarray = np.equal(said, target.values)
+    is_right: np.ndarray = np.equal(told.said, target.values)
     rate = success_rate(is_right)
     most = np.stack([(votes == number).mean(axis=0) for number in range(len(target.classes))]).max(axis=0)
     return {
@@ -298,27 +317,29 @@ class Predictor(NamedTuple):
         told = Told(_meant(self.cohort.predict(self.preparation(table)), self.unit, self.target))
         name, ensemble = self.target.name, told.ensemble
         if not self.target.classes:
-            return {name: ensemble.tolist(), "standard deviation": np.nanstd(told.members, axis=0).tolist()}
-        best = ensemble.argmax(axis=1)
-        share = (told.members.argmax(axis=2) == best).mean(axis=0)
-        classes = [self.target.classes[number] for number in best]
+            return {name: ensemble.tolist(), "standard deviation": told.deviation.tolist()}
+        said, share = told.said, (told.votes == told.said).mean(axis=0)
+        classes = [self.target.classes[number] if number >= 0 else "" for number in said]
+        share = np.where(said >= 0, share, 0.0)
         return {name: classes, "probability": ensemble.max(axis=1).tolist(), "agreement": share.tolist()}
 
 
-def save(path: Any, table: Table, target: Target, way: Way, verbose: str | int = "auto") -> None:
+def save(path: Any, table: Table, target: Target, way: Way, verbose: str | int = "auto") -> int:
     """Trains networks on all rows, and writes them with what prepares other tables, in one file and one step.
+
+    Returns:
+        How many of the networks diverged: they are kept, and say nothing.
 
     Raises:
         OSError: If the place cannot be written.
     """
-    files.checked_target(path)  # before anything is trained
+    files.checked_room(path)  # before anything is trained
     rows = np.arange(table.rows)
     preparation, unit = tables.learned(tables.layout_of(table), table), _Unit.of(target, rows)
     with fresh_names():
         members = members_of(_network(preparation, target, way), check_seeds(way.seeds), {}, Settings(False))
-    Cohort.of_members(members).fit(
-        preparation(table), unit.scaled(target), way.batch_size, way.epochs, verbose=verbose
-    )  # fmt: skip
+    cohort = Cohort.of_members(members)
+    history = cohort.fit(preparation(table), unit.scaled(target), way.batch_size, way.epochs, verbose=verbose)
     kept = saving.contents_of(members, members.need_training("fit"))
     about = {
         "columns": tables.as_values(preparation),
@@ -327,6 +348,7 @@ def save(path: Any, table: Table, target: Target, way: Way, verbose: str | int =
         "cohort": kept.about,
     }
     files.write(path, KIND, VERSION, Contents(about, kept.arrays))
+    return Counter(history.outcome.tolist())[Outcome.DIVERGED]
 
 
 def load(path: Any) -> Predictor:

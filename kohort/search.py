@@ -6,7 +6,7 @@ learn from results ask for many trials at once here.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ import numpy as np
 
 from kohort.checks import check_integer, received
 from kohort.history import optional
+from kohort.membership import check_seeds
 from kohort.store import Store, canonical
 from kohort.study import Study
 from kohort.trials import StoredStudy, Trial
@@ -128,6 +129,7 @@ def optuna(
     """Lets Optuna choose the trials of a study: asked for a batch, which is trained at once, and told the results.
 
     What the study holds already is told first, so that a search goes on where it was, in an Optuna study in memory.
+    Interrupted, it tells what of the batch is trained, and that the rest has failed; called again, it goes on.
 
     Args:
         search: An `optuna.Study`, whose sampler chooses.
@@ -177,24 +179,64 @@ def optuna(
         )
     check_integer("trials", trials, 1)
     check_integer("batch", batch, 1)
-    told = {canonical(own.params) for own in search.trials}
-    study, done = None, 0
-    for trial in StoredStudy(path).trials if Store(path).exists else []:
-        if len(trial) and set(trial.parameters) == set(distributions):
-            done += 1
-            if canonical(trial.parameters) not in told:
-                search.add_trial(_finished(package, search, trial, distributions, by))
+    own_seeds = set(check_seeds(seeds))
+    begun = _begun(path, distributions)
+    half = [trial.parameters for trial in begun.values() if not own_seeds <= set(trial.seeds)]
+    study = Study(path, network, half, seeds) if half else None
+    if study is not None:
+        study.run(x, y, trials=half, **arguments)  # an interrupted batch leaves some with a part of their members
+        begun = _begun(path, distributions)
+    _tell(package, search, [own for own in search.trials if own.state == _states(package).RUNNING], begun, by)
+    _add(package, search, begun, distributions, by)
+    done = len(begun)
     while done < trials:
         asked = [search.ask(dict(distributions)) for _ in range(min(batch, trials - done))]
         parameters = [own.params for own in asked]
-        study = study or Study(path, network, parameters, seeds)
-        study.run(x, y, trials=parameters, **arguments)
-        values = {canonical(trial.parameters): trial for trial in study.trials}
-        for own in asked:
-            value = _value(search, values[canonical(own.params)], by)
-            search.tell(own, value) if math.isfinite(value) else search.tell(own, state=_states(package).FAIL)
+        try:
+            study = study or Study(path, network, parameters, seeds)
+            study.run(x, y, trials=parameters, **arguments)
+        finally:  # whoever interrupts a batch goes on with what of it is trained, and waits for nothing else
+            _end(package, search, asked, path, own_seeds, by)
         done += len(asked)
     return study or Study(path, network, [trial.parameters for trial in StoredStudy(path).trials], seeds)
+
+
+def _begun(path: Any, distributions: Mapping[str, Any]) -> dict[str, Trial]:
+    """Returns the trials of the search that have members, by their parameters."""
+    kept = StoredStudy(path).trials if Store(path).exists else []
+    own = [trial for trial in kept if len(trial) and set(trial.parameters) == set(distributions)]
+    return {canonical(trial.parameters): trial for trial in own}
+
+
+def _end(package: Any, search: Any, asked: Sequence[Any], path: Any, seeds: set[int], by: str) -> None:
+    """Ends a batch: what is trained is told, and all else has failed, so that nothing is left running."""
+    try:
+        kept = _begun(path, asked[0].params)
+        _tell(package, search, asked, {key: trial for key, trial in kept.items() if seeds <= set(trial.seeds)}, by)
+    finally:
+        for own in asked:
+            search.tell(own.number, state=_states(package).FAIL, skip_if_finished=True)
+
+
+def _tell(package: Any, search: Any, asked: Sequence[Any], kept: Mapping[str, Trial], by: str) -> None:
+    """Tells those that were asked for and are trained."""
+    for own in asked:
+        trial = kept.get(canonical(own.params))
+        if trial is not None:
+            value = _value(search, trial, by)
+            search.tell(own.number, **({"values": value} if math.isfinite(value) else {"state": _states(package).FAIL}))
+
+
+def _add(package: Any, search: Any, kept: Mapping[str, Trial], distributions: Mapping[str, Any], by: str) -> None:
+    """Adds to the search those trials that it does not know: what failed by an interrupt, it does not know either."""
+    finished = [own for own in search.trials if own.state.is_finished()]
+    has_failed = _states(package).FAIL
+    told = {canonical(own.params) for own in finished if own.state != has_failed}
+    failed = {canonical(own.params) for own in finished if own.state == has_failed}
+    for key, trial in kept.items():
+        own = _finished(package, search, trial, distributions, by)
+        if key not in told and not (key in failed and own.state == has_failed):
+            search.add_trial(own)
 
 
 def _value(search: Any, trial: Trial, by: str) -> float:

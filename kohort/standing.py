@@ -4,11 +4,14 @@ In comes a study as it is kept; out comes its record in plain values, and the sa
 that whoever finds a study, or waits for one, learns what it is without its code and its data.
 """
 
+import contextlib
+import os
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from kohort.blocks import last_blocks
+from kohort.blocks import history_of, last_blocks
 from kohort.history import Outcome
 from kohort.store import BlockRow, Records
 from kohort.trials import StoredStudy
@@ -30,14 +33,15 @@ def standing(study: StoredStudy) -> dict[str, Any]:
     Raises:
         OSError, ValueError: As `kohort.open`.
     """
-    records = study.store.records()
+    records = study.store.records()  # once: whoever trains meanwhile adds to them
     of_trial: dict[int, list[BlockRow]] = {number: [] for number in records.trials}
     for block in records.blocks:
         of_trial[block.trial].append(block)
     reached = {number: _reached(blocks) for number, blocks in of_trial.items()}
     epochs = max((block.epochs for block in records.blocks), default=0)
     seeds = {seed for own in reached.values() for seed in own}
-    outcomes = Counter(outcome.name for trial in study.trials if len(trial) for outcome in trial.history.outcome)
+    histories = [history_of(blocks, study.store.contents, epochs) for blocks in of_trial.values() if blocks]
+    outcomes = Counter(outcome.name for history in histories for outcome in history.outcome)
     finished = [block.about["finished"] for block in records.blocks if "finished" in block.about]
     return {
         "path": study.path,
@@ -51,11 +55,21 @@ def standing(study: StoredStudy) -> dict[str, Any]:
         "seconds": round(sum(float(block.about.get("wall_seconds", 0)) for block in records.blocks), 3),
         "first": min(finished, default=None),
         "last": max(finished, default=None),
-        "bytes": sum(path.stat().st_size for path in study.store.folder.rglob("*") if path.is_file()),
+        "bytes": _bytes_in(study.store.folder),
         "trained_with": _trained_with(records),
         "fit": records.about.get("fit", {}),
         "data": records.about.get("data", {}),
     }
+
+
+def _bytes_in(folder: Path) -> int:
+    """Returns the bytes of all files in a folder, in which whoever trains makes and removes some meanwhile."""
+    sizes = 0
+    for above, _, names in os.walk(folder):  # which passes over folders that are gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                sizes += Path(above, name).lstat().st_size
+    return sizes
 
 
 def _reached(blocks: list[BlockRow]) -> dict[int, int]:

@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import sqlite3
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,13 +90,14 @@ class Store:
         """Looks at the place; nothing is made or read."""
         self.folder = Path(os.path.realpath(files.checked_path(path)))
         self.shown = os.fspath(path)
-        if self.folder.exists() and not self.folder.is_dir():
-            step = "A cohort that was saved in a file is read by `kohort.Cohort.load`; name a folder for the study"
-            raise self._refused("which is a file", step)
-        if not self.folder.exists():
-            files.checked_target(self.folder)  # its folder must exist
-        elif not self.exists and self._holds_other_things():
-            raise self._refused("a folder that holds other things", "Name a folder that is empty or not there yet")
+        with self._explained():  # it may be in a folder, or be one, that may not be looked into
+            if self.folder.exists() and not self.folder.is_dir():
+                step = "A cohort that was saved in a file is read by `kohort.Cohort.load`; name a folder for the study"
+                raise self._refused("which is a file", step)
+            if not self.folder.exists():
+                files.checked_target(self.folder)  # its folder must exist
+            elif not self.exists and self._holds_other_things():
+                raise self._refused("a folder that holds other things", "Name a folder that is empty or not there yet")
 
     def _holds_other_things(self) -> bool:
         """Says whether anything is there but what one leaves who was killed before there was an index."""
@@ -108,7 +110,8 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether a study has been begun here."""
-        return (self.folder / INDEX).exists()
+        with self._explained():
+            return (self.folder / INDEX).exists()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -239,6 +242,10 @@ class Store:
             if (self.folder / name).is_symlink():
                 step = "Take another copy of the study; to keep it elsewhere, link to its whole folder"
                 raise self._refused(f"in which {name} is a link", step)
+        for name in (INDEX, LOCK, WRITER, *JOURNALS):
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.stat(self.folder / name).st_mode):  # to open a pipe would wait for ever
+                    raise self._refused(f"in which {name} is no file", "Take another copy of the study")
         for name in JOURNALS:
             with contextlib.suppress(FileNotFoundError), open(self.folder / name, "rb") as journal:
                 journal.seek(-min(len(NAMES_ANOTHER_FILE), os.fstat(journal.fileno()).st_size), os.SEEK_END)

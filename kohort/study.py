@@ -234,7 +234,8 @@ class Study(StoredStudy):
         """Trains all members for a few epochs, the best of them for more, and the best of those to the end.
 
         Members of all trials and seeds are ranked together; those that go on are packed into full blocks again. Who was
-        left is kept with what it reached, and counts as stopped early.
+        left is kept with what it reached, and counts as stopped early; who diverged goes no further, so that there may
+        be no further rung.
 
         Args:
             x: As in `run`.
@@ -262,13 +263,14 @@ class Study(StoredStudy):
             recipe, rest = _recipe_of({**arguments, "epochs": reached})
             data = x, y, rest.pop("sample_weight", None), rest.pop("validation_data", None)
             fit = Fit(*data, None, rest.pop("bootstrap", False), recipe)
-            self._train([each for each in wanted if each[1]], fit, verbose=verbose, **rest)
-            if reached < epochs:
-                wanted = self._best(wanted, by, reached, 1 / factor)
+            self._train(wanted, fit, verbose=verbose, **rest)
+            wanted = self._best(wanted, by, reached, 1 / factor) if reached < epochs else []
+            if not wanted:  # to the end, or until all have diverged
+                break
 
     def _best(self, wanted: Wanted, by: str, epochs: int, share: float) -> Wanted:
         trials = {canonical(trial.parameters): trial for trial in self.trials}
-        own = [(trials[canonical(parameters)], seeds) for parameters, seeds in wanted if seeds]
+        own = [(trials[canonical(parameters)], seeds) for parameters, seeds in wanted]
         histories, direction = [trial.history for trial, _ in own], own[0][0].direction(by)
         if not direction or any(by not in history for history in histories):
             known = [name for name in histories[0] if own[0][0].direction(name)]
@@ -277,7 +279,7 @@ class Study(StoredStudy):
                 f"{', '.join(known)}. Received: {received('by', by)}. Pass one of these."
             )
         best = plans.survivors(histories, [seeds for _, seeds in own], by, direction, epochs, share)
-        return [(trial.parameters, seeds) for (trial, _), seeds in zip(own, best, strict=True)]
+        return [(trial.parameters, seeds) for (trial, _), seeds in zip(own, best, strict=True) if seeds]
 
     def _train(
         self,

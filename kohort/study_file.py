@@ -119,6 +119,11 @@ def _parsed(file: Path) -> dict[str, Any]:
             f"`file` must be a study in TOML. Received: {str(file)!r}, which is a folder. "
             "Name the file; what a study has found out, `kohort table` tells."
         ) from error
+    except OSError as error:
+        raise type(error)(
+            f"`file` must be a study in TOML. Received: {str(file)!r}, which cannot be read ({error.strerror}). "
+            "Look at its name, and at who may read it."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"`file` must be a study in TOML. Received: {str(file)!r}, which says: {str(error).rstrip('.')}. "
@@ -210,6 +215,11 @@ def _network(
 
 
 def _solved(told: dict[str, Any]) -> dict[str, float]:
+    if "confidence" in told:
+        raise ValueError(
+            "`[solved]` must name metrics, and confidence is the level of the intervals. "
+            f"Received: {received('confidence', told['confidence'])}. Call a metric of yours otherwise."
+        )
     for metric, bound in told.items():
         if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound):
             raise TypeError(

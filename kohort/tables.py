@@ -7,6 +7,7 @@ have gaps and words, and because what scales and fills must be learned from the 
 
 import csv
 import difflib
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,18 +73,31 @@ def read(path: Any) -> Table:
         raise ValueError(
             f"`file` must end in one of {', '.join(kinds)}. Received: {shown!r}. Write the table as one of these."
         )
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise FileNotFoundError(
-            f"`file` must be a file. Received: {shown!r}, which {'is none' if file.exists() else 'does not exist'}. "
+            f"`file` must be a file. Received: {shown!r}, "
+            f"which {'is none' if os.path.exists(file) else 'does not exist'}. "
             f"Look for it from {os.getcwd()!r}."
         )
-    names, columns = kinds[file.suffix.lower()](file, shown)
+    try:
+        names, columns = kinds[file.suffix.lower()](file, shown)
+    except OSError as error:
+        raise _unreadable(shown, error) from error
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise _no_table(shown, f"two columns named {twice[0]!r}", "Rename one of them")
     if not columns or not len(columns[0]):
         raise _no_table(shown, "no rows", "Check how it was written")
     return Table(shown, {name: _typed(shown, name, values) for name, values in zip(names, columns, strict=True)})
+
+
+def _unreadable(shown: str, error: OSError) -> OSError:
+    raised = type(error)(
+        f"`file` must be a file that can be read. Received: {shown!r} ({os.strerror(error.errno or errno.EIO)}). "
+        "Look at who may read it, or take another copy."
+    )
+    raised.errno = error.errno
+    return raised
 
 
 def _no_table(shown: str, came: str, step: str) -> ValueError:
@@ -120,7 +134,9 @@ def _parquet_columns(file: Path, shown: str) -> tuple[list[str], list[list[Any]]
 
     try:
         table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system; Arrow has its own
+            raise
         came = f"what is no Parquet ({' '.join(str(error).split())[:80]})"
         raise _no_table(shown, came, "Write it anew") from error
     return table.column_names, [column.to_pylist() for column in table.columns]

@@ -15,6 +15,7 @@ import time
 import keras
 
 import kohort
+from kohort import executors
 
 X, Y = kohort.data.xor()
 GRID, SEEDS, BLOCK, EPOCHS = {"hidden": [2, 3, 4]}, 24, 8, 3
@@ -68,6 +69,19 @@ def run_to_be_killed(study, made, path, log, delay):
     os._exit(0)
 
 
+def noting(begun):
+    """Returns an executor that notes in a file how many tasks may be done at once, for each that begins."""
+
+    def noted(lanes, train, interrupt, workers):
+        def one(task):
+            os.write(begun, f"{workers}\n".encode())
+            return train(task)
+
+        return executors.in_threads(lanes, one, interrupt, workers)
+
+    return noted
+
+
 def when_told(lanes, train, interrupt, workers):
     """Trains a task for each line that is read."""
     for task in (task for lane in lanes for task in lane):
@@ -76,8 +90,11 @@ def when_told(lanes, train, interrupt, workers):
 
 
 def main(kind, path):
-    if kind in ("real", "waiting"):
-        run(study_at(path), when_told if kind == "waiting" else None)
+    if kind == "waiting":
+        run(study_at(path), when_told)
+        return
+    if kind == "real":
+        run(study_at(path), noting(os.open(f"{path}.begun", os.O_WRONLY | os.O_CREAT | os.O_APPEND)))
         return
     study, made = trained_once(os.path.join(path, "whole"))
     log = os.open(os.path.join(path, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -14,6 +14,7 @@ import pytest
 from refusals import TEMPLATE
 
 import kohort
+from kohort import __main__ as script_command
 from kohort import cli, executors
 
 pytestmark = pytest.mark.usefixtures("annotations_unchecked")
@@ -219,6 +220,7 @@ def test_a_fault_that_is_not_foreseen_is_not_hidden(folder, monkeypatch):
         (["tabel"], "invalid choice: 'tabel'"),
         (["table"], "the following arguments are required: store"),
         (["table", "a", "--solved", "loss"], "`--solved` must be METRIC=NUMBER. Received: 'loss'."),
+        (["table", "a", "--solved", "confidence=0.5"], "`--solved` must name a metric, and confidence is the level of"),
         (["table", "a", "--solve", "loss=1"], "unrecognized arguments: --solve loss=1. See `kohort --help`."),
     ],
 )
@@ -240,15 +242,41 @@ def test_names_in_a_study_do_not_steer_the_terminal(capsys):
 # --- help, and the script ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [*COMMANDS[:4], "demo"])
-def test_help_tells_arguments_and_exit_codes(command, capsys):
+def becoming(program, words):
+    """Instead of becoming the process that runs a script, does what that does with its words."""
+    assert words[:3] == [program, "-m", "kohort"]
+    return script_command._options(words[3:])
+
+
+def parser_of(command):
+    [commands] = [action for action in cli._parser()._actions if isinstance(action.choices, dict)]
+    assert tuple(commands.choices) == COMMANDS
+    return commands.choices[command]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_arguments_and_exit_codes(command, capsys, monkeypatch):
+    """`kohort run` leaves it to `python -m kohort`, whose script may have an option of that name."""
+    monkeypatch.setattr(os, "execv", becoming)
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
 
     printed = capsys.readouterr().out
     assert ended.value.code == 0
-    assert f"usage: kohort {command}" in printed
-    assert "exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted" in printed
+    assert f"usage: {'python -m kohort [options]' if command == 'run' else f'kohort {command}'}" in printed
+    if command != "run":
+        assert "exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted" in printed
+        actions = parser_of(command)._actions
+        assert [each.dest for each in actions if each.option_strings and each.option_strings[-1] not in printed] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is_for(command):
+    """Its default alone does not."""
+    said = {
+        action.dest: re.sub(r"\W*default:[^)]*\)?", "", action.help or "") for action in parser_of(command)._actions
+    }
+    assert [name for name, text in said.items() if len(text.split()) < 2] == []
 
 
 def test_help_of_a_study_names_every_key(capsys):

@@ -18,7 +18,7 @@ import kohort
 from kohort.store import Store
 
 DRIVER = Path(__file__).with_name("killed_study.py")
-# So often a driver is killed at a random moment: `KOHORT_KILLS=1000 ./run test tests/test_crash.py -n 0` takes minutes.
+# So often a driver is killed at a random moment; CONTRIBUTING.md has the command for more.
 KILLS = int(os.environ.get("KOHORT_KILLS", "40"))
 WHOLE = len(GRID["hidden"]) * SEEDS // BLOCK
 
@@ -96,9 +96,11 @@ def check_whole(folder, name):
     assert len(files) == WHOLE, "something was left behind"
 
 
-def test_kills_lose_no_block(tmp_path):
+def test_kills_lose_no_block(tmp_path, record_property):
     killed = killed_often(tmp_path, KILLS)
 
+    record_property("kills", killed.ends[-14])
+    print(f"{killed.ends[-14]} kills, {len(killed.committed)} studies, {WHOLE * len(killed.committed)} blocks kept")
     assert killed.ends[-14] == KILLS
     assert set(killed.ends) <= {-14, 0}
 
@@ -114,13 +116,23 @@ def kill_after(folder, lines):
     return said
 
 
+def begun_in(folder):
+    """Returns how many tasks have been begun, and how many may be done at once."""
+    path = folder / "real.begun"
+    noted = [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return len(noted), max(noted, default=0)
+
+
 def real_kills(folder, moments):
-    there = 0
+    there = begun_before = 0
     for lines in moments:
         kill_after(folder, lines)
         store = Store(folder / "real")
         blocks = store.records().blocks if store.exists else []
         assert len(blocks) >= min(there + lines, WHOLE)
+        begun, workers = begun_in(folder)
+        assert (begun - begun_before) - (len(blocks) - there) <= workers, "more than the running blocks are lost"
+        begun_before = begun
         assert len({(block.trial, block.seeds) for block in blocks}) == len(blocks)
         there = len(blocks)
     done = subprocess.run(

@@ -1,12 +1,15 @@
 """Who trains the blocks of a study: lanes side by side, the tasks of a lane one after the other."""
 
 import threading
+import time
 
 import pytest
+from jax._src.compiler import compile_or_get_cached
 from test_study import trained
 
 from kohort.executors import in_threads
 from kohort.progress import Interrupt
+from kohort.store import Writer
 
 
 def test_lanes_are_done_side_by_side():
@@ -30,6 +33,42 @@ def test_the_tasks_of_a_lane_are_done_one_after_the_other():
         return task
 
     assert list(in_threads([list(begun)], train, Interrupt(), workers=4)) == [0, 1, 2, 3]
+
+
+def test_no_more_is_begun_beyond_what_is_written_than_there_are_workers():
+    """So a kill costs no more than that many tasks: the caller writes what it is given before it asks for more."""
+    begun, written = [], 0
+    for _ in in_threads([[f"{lane}{i}" for i in range(3)] for lane in "abcd"], begun.append, Interrupt(), workers=2):
+        time.sleep(0.02)  # in which what is begun begins
+        assert len(begun) - written <= 2
+        written += 1
+    assert written == len(begun) == 12
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_while_one_group_compiles_another_is_trained_and_kept(tmp_path, monkeypatch):
+    """JAX's compiler holds one group up until a block of the other has been committed."""
+    compiler, committed, first, waited = compile_or_get_cached, threading.Event(), [], []
+    commit = Writer.commit
+
+    def slow(backend, computation, *args, **options):
+        thread = threading.current_thread()
+        if thread is not threading.main_thread() and not first:
+            first.append(thread)
+            waited.append(committed.wait(60))
+        return compiler(backend, computation, *args, **options)
+
+    def told(self, block, contents):
+        row = commit(self, block, contents)
+        committed.set()
+        return row
+
+    monkeypatch.setattr("jax._src.compiler.compile_or_get_cached", slow)
+    monkeypatch.setattr(Writer, "commit", told)
+    study = trained(tmp_path, {"hidden": [2, 3]}, 4, epochs=2)
+
+    assert waited == [True]
+    assert [len(trial) for trial in study.trials] == [4, 4]
 
 
 def test_a_lane_that_was_begun_goes_before_one_that_was_not():

@@ -162,6 +162,7 @@ def folder(tmp_path_factory):
         rows.writerow([*TABLE.columns, "kind"])
         for row in [*zip(*TABLE.columns.values(), kinds, strict=True), (1.0, 2.0, "red", "")]:
             rows.writerow("" if value is None or value != value else value for value in row)
+    (folder / "one.csv").write_text("u,kind\n1,yes\n2,yes\n3,\n")
     return folder
 
 
@@ -239,12 +240,64 @@ def test_what_is_saved_predicts_what_the_networks_predict(tmp_path):
     np.testing.assert_allclose(told["standard deviation"], np.std(outputs, axis=0), rtol=1e-2, atol=0.1)
 
 
+class Saying:
+    """A cohort that says this of any rows."""
+
+    def __init__(self, outputs):
+        self.outputs = np.array(outputs, "float32")
+
+    def predict(self, x):
+        return self.outputs
+
+
+def predictor_that_says(outputs):
+    preparation = tables.learned(tables.layout_of(TABLE), TABLE)
+    return held_out.Predictor(preparation, TWO._replace(values=np.zeros(0)), held_out._Unit(), Saying(outputs))
+
+
+@pytest.mark.filterwarnings("error")
+def test_who_diverged_has_no_vote():
+    """Of four networks two say nothing; of the last row nobody says anything, and no class is told."""
+    nan = np.nan
+    outputs = [[[0.1], [0.9], [nan]], [[0.3], [0.3], [nan]], [[nan]] * 3, [[nan]] * 3]
+    told = predictor_that_says(outputs)(TABLE.taken(np.arange(3)))
+
+    assert told["y"] == ["no", "yes", ""]
+    np.testing.assert_allclose(told["probability"], [0.8, 0.6, nan], rtol=1e-6)
+    assert told["agreement"] == [0.5, 0.25, 0.0]
+
+
+def test_networks_that_diverge_are_kept_and_told_of(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    words = [
+        "--optimizer",
+        "sgd",
+        "--learning-rate",
+        "1e38",
+        "--folds",
+        "2",
+        "--seeds",
+        "2",
+        "--epochs",
+        "2",
+        "--quiet",
+    ]
+    words = ["fit", "a.csv", "--target", "v", *words, "--save", "diverged.kohort", "--overwrite"]
+    out = said(capsys, *words).out.splitlines()
+
+    assert out[-1] == "2 of these 2 diverged, and say nothing: try a smaller --learning-rate"
+    assert json.loads(said(capsys, *words, "--json").out)["saved_diverged"] == 2
+    rows = list(csv.DictReader(said(capsys, "predict", "diverged.kohort", "a.csv").out.splitlines()))
+    assert {row["v"] for row in rows} == {"nan"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["fit", "none.csv", "--target", "kind"], "`file` must be a file"),
         (["fit", "a.csv", "--target", "knid"], "Write 'kind'."),
         (["fit", "a.csv", "--target", "kind", "--task", "regression"], "`target` must hold numbers for a regression"),
+        (["fit", "one.csv", "--target", "kind"], "`target` must hold at least two different values"),
         (["fit", "a.csv", "--target", "kind", "--folds", "40"], "`folds` must be at most"),
         (["fit", "a.csv", "--target", "kind", "--seeds", "0"], "`seeds` must be a number of members"),
         (["fit", "a.csv", "--target", "kind", "--epochs", "0"], "`epochs` must be an integer of at least 1"),

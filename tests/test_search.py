@@ -1,6 +1,7 @@
 """Trials that are drawn, spread, or asked of Optuna; and studies in the forms of other tools."""
 
 import importlib.util
+from collections import Counter
 
 import jaxtyping
 import keras
@@ -10,7 +11,7 @@ from keras import layers
 from scipy.stats import kstest, loguniform, randint, uniform
 
 import kohort
-from kohort import executors, exports
+from kohort import blocks, executors, exports
 
 X, Y = kohort.data.xor()
 SPACE = {"hidden": [2, 4, 8], "rate": loguniform(1e-4, 1e-1)}
@@ -148,6 +149,53 @@ def test_a_trial_that_diverges_has_failed(optuna, tmp_path):
     assert [trial.state.name for trial in own.trials] == ["FAIL", "FAIL"]
 
 
+def pressed(lanes, train, interrupt, workers):
+    """Ctrl-C is pressed when one task is trained."""
+    yield train(lanes[0][0])
+    raise KeyboardInterrupt
+
+
+def states(search):
+    return Counter(trial.state.name for trial in search.trials)
+
+
+@pytest.mark.parametrize("block_size", [3, 1])
+def test_an_interrupted_search_goes_on(optuna, tmp_path, block_size):
+    """Nothing is left running: what is trained is told, also of a trial of which the rest was missing."""
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    with pytest.raises(KeyboardInterrupt):
+        searched(optuna, tmp_path / "a", own, 4, block_size=block_size, executor=pressed)
+    assert states(own) == ({"COMPLETE": 1, "FAIL": 3} if block_size == 3 else {"FAIL": 4})
+    study = searched(optuna, tmp_path / "a", own, 4, block_size=block_size)
+
+    assert states(own) == {"COMPLETE": 4, "FAIL": 3 if block_size == 3 else 4}
+    table = study.table()
+    assert table["seeds"].tolist() == [3] * 4
+    complete = {trial.params["rate"]: trial.value for trial in own.trials if trial.state.name == "COMPLETE"}
+    assert complete == dict(zip(table["network.rate"].tolist(), table["loss"].tolist(), strict=True))
+
+
+def test_a_search_that_was_killed_is_told_what_is_trained(optuna, tmp_path):
+    """Its trials are still running, as those of another process may be, which are left alone."""
+    rate = {"rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True)}
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    asked = [own.ask(rate) for _ in range(2)]
+    kohort.Study(tmp_path / "a", network, [asked[0].params], 3).run(X, Y, epochs=5, verbose=0)
+    study = searched(optuna, tmp_path / "a", own, 1)
+
+    assert [trial.state.name for trial in own.trials] == ["COMPLETE", "RUNNING"]
+    assert own.trials[0].value == study.table()["loss"][0]
+
+
+def test_a_batch_that_fails_is_not_left_running(optuna, tmp_path):
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    with pytest.raises(ValueError, match=r"`by` must be a metric"):
+        searched(optuna, tmp_path / "a", own, 2, by="auc")
+    assert states(own) == {"FAIL": 2}
+    searched(optuna, tmp_path / "a", own, 2)
+    assert states(own) == {"FAIL": 2, "COMPLETE": 2}
+
+
 def test_wrong_searches_are_refused(optuna, tmp_path):
     with pytest.raises(TypeError, match=r"`search` must be an `optuna\.Study`\. Received: search=3"):
         searched(optuna, tmp_path / "a", 3, 1)
@@ -209,6 +257,50 @@ def test_files_of_other_tools(study, tmp_path):
     pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "a.parquet"), study.to_pandas())
     with pytest.raises(FileNotFoundError, match=r"`path` must be in a folder that exists"):
         study.to_parquet(tmp_path / "no" / "a.parquet")
+
+
+def test_curves_of_all_trials_take_no_more_memory_than_is_in_proportion(tmp_path, monkeypatch):
+    """One trial has many epochs, another many members: no array is made for all of them in both."""
+    ragged = kohort.Study(tmp_path / "a", network, {"hidden": [2]}, 2)
+    ragged.run(X, Y, epochs=200, verbose=0)
+    kohort.Study(tmp_path / "a", network, {"hidden": [3]}, 200).run(X, Y, epochs=1, verbose=0)
+    assert ragged.to_xarray().loss.shape == (2, 200, 200)
+    monkeypatch.setattr(blocks, "MOST_ROOM_BYTES", 0)
+    monkeypatch.setattr(blocks, "MOST_ROOM_TIMES", 64)
+    with pytest.raises(ValueError, match=r"2 x 200 x 200 trials, members and epochs of 320,000 bytes, of .* 2,400 "):
+        ragged.to_xarray()
+
+
+def half_written(self, path, **options):
+    """Writes a half, and is killed."""
+    with open(path, "w") as file:
+        file.write("half")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("way", "patched"),
+    [("to_csv", "pandas.DataFrame.to_csv"), ("to_parquet", "pandas.DataFrame.to_parquet"),
+     ("to_netcdf", "xarray.Dataset.to_netcdf")],
+)  # fmt: skip
+def test_whoever_is_interrupted_while_a_file_is_written_keeps_the_old_one(way, patched, study, tmp_path, monkeypatch):
+    pytest.importorskip("h5netcdf")
+    pytest.importorskip("pyarrow")
+    (path := tmp_path / "a").write_text("old")
+    monkeypatch.setattr(patched, half_written)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(study, way)(path)
+
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "old"
+
+
+def test_a_csv_is_compressed_as_its_name_says(study, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    study.to_csv(tmp_path / "a.csv.gz")
+
+    assert (tmp_path / "a.csv.gz").read_bytes().startswith(b"\x1f\x8b")
+    pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "a.csv.gz"), study.to_pandas(), check_dtype=False)
 
 
 def test_tools_that_are_not_there_are_named(study, monkeypatch, tmp_path):

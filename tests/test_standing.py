@@ -1,10 +1,13 @@
 """Where a study stands: counts of what its blocks hold."""
 
+from pathlib import Path
+
 import keras
 import pytest
 
 import kohort
 from kohort.standing import lines, standing
+from kohort.store import Store
 
 pytestmark = pytest.mark.usefixtures("annotations_unchecked")
 
@@ -33,6 +36,32 @@ def test_what_is_unfinished_is_counted(tmp_path):
     assert "  unfinished  3 members of seeds that other trials have are not trained, 5 have not reached epoch 4" in (
         lines(stands)
     )
+
+
+def test_counts_add_up_while_the_study_is_trained(tmp_path, monkeypatch):
+    """Before each look at it another block is committed; what is being written is gone when its size is asked for."""
+    path = tmp_path / "a.kohort"
+    kohort.Study(path, network, {"hidden": [2]}, seeds=3).run(*kohort.data.xor(), epochs=2, verbose=0)
+    opened, records, stat = kohort.open(path), Store.records, Path.stat
+    seeds = iter(range(4, 9))
+
+    def more(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "records", records)
+            kohort.Study(path, network, {"hidden": [2]}, next(seeds)).run(*kohort.data.xor(), epochs=2, verbose=0)
+        return records(self)
+
+    def gone(self, **options):
+        if self.name.endswith(".part"):
+            raise FileNotFoundError(self)
+        return stat(self, **options)
+
+    monkeypatch.setattr(Store, "records", more)
+    (path / "blocks" / ".x.part").touch()
+    monkeypatch.setattr(Path, "stat", gone)
+    stands = standing(opened)
+    assert sum(stands["outcomes"].values()) == stands["members"] == 4
+    assert stands["bytes"] > 0
 
 
 def test_a_study_that_is_declared_and_not_trained(tmp_path):

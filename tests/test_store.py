@@ -9,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from kohort import files, store
+from kohort import blocks, files, store
+from kohort.blocks import history_of
 from kohort.files import Contents
 from kohort.store import BlockRow, Store
 
@@ -390,6 +392,31 @@ def test_what_is_too_large_is_not_read(study, monkeypatch):
         study.records()
 
 
+def ragged(short, long):
+    """A trial of so many members with one epoch, of which the first goes on to so many; and what reads it."""
+    rows = [block(seeds=tuple(range(short)))._replace(epochs=1), block(seeds=(0,))._replace(first_epoch=1, epochs=long)]
+
+    def read(row):
+        members, numbers = len(row.seeds), np.arange(row.first_epoch, row.epochs)
+        curves = {"history/loss": np.ones((members, len(numbers)), "float32")}
+        return Contents({}, {"seeds": np.array(row.seeds), "epoch": numbers, "stopped_epoch": [-1] * members, **curves})
+
+    return rows, lambda row: Contents({}, {name: np.asarray(array) for name, array in read(row).arrays.items()})
+
+
+def test_a_few_members_of_many_epochs_beside_many_members_take_no_memory(monkeypatch):
+    """A study from elsewhere may hold megabytes and ask for hundreds of gigabytes; an honest one is read."""
+    assert history_of(*ragged(3000, 4000))["loss"].shape == (3000, 4000)  # 48 MB, whatever is held
+    monkeypatch.setattr(blocks, "MOST_ROOM_BYTES", 2**18)
+    assert history_of(*ragged(300, 300))["loss"].shape == (300, 300)
+    made, room = [], blocks._room
+    monkeypatch.setattr(blocks, "_room", lambda *arguments: made.append(room(*arguments)) or made[-1])
+    message = r"`path` must be a study whose curves take at most 64 times .* 3,000 x 4,000 members and epochs of 48,0"
+    with refused(ValueError, message):
+        history_of(*ragged(3000, 4000))
+    assert sum(array.nbytes for array in made) < 2**18
+
+
 def test_files_that_are_no_files_are_refused(study):
     first = study.records().blocks[0]
     study.file(first).unlink()
@@ -397,6 +424,17 @@ def test_files_that_are_no_files_are_refused(study):
 
     with pytest.raises(IsADirectoryError, match=r"`path` must be a file that can be read\."):
         study.contents(first)
+
+
+@pytest.mark.parametrize("name", ["index.sqlite", "index.sqlite-journal", "writer.lock-journal", "writer.json"])
+def test_no_pipe_is_opened(study, name):
+    """To read one, to which nobody writes, would wait for ever."""
+    (study.folder / name).unlink(missing_ok=True)
+    os.mkfifo(study.folder / name)
+
+    for act in (Store(study.folder).records, lambda: Store(study.folder).writer().__enter__()):
+        with refused(ValueError, rf"`path` must be the folder of a study\. .*, in which {name} is no file\."):
+            act()
 
 
 def test_the_note_of_the_writer_is_not_trusted(study):

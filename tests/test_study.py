@@ -451,6 +451,15 @@ def test_halving_again_trains_nothing(tmp_path, tasks):
     assert tasks == []
 
 
+def test_where_all_diverge_halving_has_no_further_rung(tmp_path, tasks):
+    """That nothing of it can be trained is a result."""
+    study = study_of(tmp_path, {"learning_rate": [1e38]}, 2)
+    study.halve(X, Y, epochs=27, verbose=0)
+
+    assert [task.first_epoch for task in tasks] == [0]
+    assert [outcome.name for outcome in study.trial().history.outcome] == ["DIVERGED"] * 2
+
+
 def test_survivors_are_ranked_together():
     def history(losses):
         return CohortHistory({"loss": np.array(losses, float)[:, None]}, list(range(len(losses))), [0])

@@ -39,6 +39,7 @@ FUNCTION = 'network.function = "study_networks:{}"\ndata.problem = "xor"\n'
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "cells.csv").write_text(CELLS)
+    (tmp_path / "one.csv").write_text("size,kind\n1,b\n2,b\n")
     (tmp_path / "study_networks.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -128,6 +129,11 @@ XOR = '[data]\nproblem = "xor"\n'
         (XOR + 'task = "guess"\n', ValueError, r"`task` must be 'classification' or 'regression'"),
         ('[data]\nfile = "none.csv"\n', FileNotFoundError, r"`file` must be a file\. Received: 'none\.csv'"),
         ('[data]\nfile = "cells.csv"\n', ValueError, r"`target` must be a column of 'cells\.csv'.*target=None"),
+        (
+            '[data]\nfile = "one.csv"\ntarget = "kind"\n',
+            ValueError,
+            r"`target` must hold at least two .*b in all",
+        ),
         ('[data]\nfile = "cells.csv"\ntarget = "knid"\n', ValueError, r"`target` .*'knid'\. Write 'kind'\."),
         ('[data]\nfile = "cells.csv"\ntargte = "kind"\n', ValueError, r"`targte` must be a key .*Write 'target'\."),
         (
@@ -140,6 +146,7 @@ XOR = '[data]\nproblem = "xor"\n'
         (FUNCTION.format("smal"), ValueError, r"`function` must be a function of the module .*Write 'small'\."),
         ('network.function = "os:system"\n' + XOR, ValueError, r"`function` must be module:function, of a module in"),
         (XOR + "network.depth = 1\ngrid.depth = [2]\n", ValueError, r"`\[network\]` must hold .*'depth' in both"),
+        (XOR + "[solved]\nconfidence = 0.9\n", ValueError, r"`\[solved\]` must name metrics, and confidence is the le"),
         (XOR + '[solved]\nloss = "low"\n', TypeError, r"`\[solved\]` must give each metric a number"),
     ],
 )

@@ -1,5 +1,10 @@
 """A study is read by who has not its code, and what is damaged is no result."""
 
+import importlib
+import json
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -30,6 +35,49 @@ def test_a_study_is_read_without_its_code(tmp_path):
     assert set(told["data"]) == {"x", "y", "sample_weight", "validation_data"}
     assert told["trained_with"][0]["versions"] == files.versions()
     assert told["trained_with"][0]["device"].startswith("cpu")
+
+
+ELSEWHERE = """
+import importlib.util, json, sys
+import numpy as np
+import kohort
+
+assert importlib.util.find_spec("networks_of_its_own") is None
+study = kohort.open(sys.argv[1])
+trial = study.trial(hidden=3)
+rows = [{name: value for name, value in row.items() if name != "seconds"} for row in study.table(loss=0.2).rows]
+np.savez(sys.argv[2], loss=trial.history["loss"], outputs=trial.cohort().predict(kohort.data.xor()[0]))
+print(json.dumps(rows))
+"""
+NETWORKS = """
+import keras
+
+def network(hidden):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(hidden, "tanh"), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    return model
+"""
+
+
+def test_a_study_is_read_where_its_module_cannot_be_imported(tmp_path, monkeypatch):
+    """In a process of its own, elsewhere: table, curves and predictions are those of here."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "networks_of_its_own.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    own = importlib.import_module("networks_of_its_own").network
+    study = kohort.Study(tmp_path / "a", own, {"hidden": [2, 3]}, 4)
+    study.run(X, Y, epochs=3, verbose=0)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "a"), str(tmp_path / "told.npz")], cwd=tmp_path,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in study.table(loss=0.2).rows]
+    np.testing.assert_equal(json.loads(done.stdout), rows)
+    told, trial = np.load(tmp_path / "told.npz"), study.trial(hidden=3)
+    np.testing.assert_array_equal(told["loss"], trial.history["loss"])
+    np.testing.assert_array_equal(told["outputs"], trial.cohort().predict(X))
 
 
 class Doubled(layers.Layer):

@@ -60,9 +60,11 @@ def test_parquet_is_read_alike(file, tmp_path, monkeypatch):
     for name, column in ours.items():
         np.testing.assert_array_equal(theirs[name], column)
 
-    written(tmp_path, "none", "b.parquet")
-    with refused(ValueError, r"`file` must be a table .* with what is no Parquet"):
-        tables.read(tmp_path / "b.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for broken in ("none", whole[:4] + b"\xff" * (len(whole) - 12) + whole[-8:]):  # Arrow raises errors of two kinds
+        written(tmp_path, broken, "b.parquet")
+        with refused(ValueError, r"`file` must be a table .* with what is no Parquet"):
+            tables.read(tmp_path / "b.parquet")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with refused(ImportError, r"must find the package pyarrow"):
         tables.read(tmp_path / "a.parquet")

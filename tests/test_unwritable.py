@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import resource
 import sqlite3
 import subprocess
@@ -10,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from refusals import refused
+from refusals import TEMPLATE, refused
 from test_store import block, contents, study
 from test_study import X, Y, study_of, trained
 
 import kohort
+from kohort import cli
 
 __all__ = ["study"]  # a fixture
 
@@ -120,6 +122,91 @@ def test_a_folder_of_the_system():
     path = Path("/proc/a.kohort")
     with refused(FileNotFoundError, r"`path` must be a place that can be .*path='/proc/a\.kohort' \(No such file"):
         study_of(path.parent, {"hidden": [2]}).run(X, Y, verbose=0)
+
+
+# --- what the command is given ----------------------------------------------------------------------------------------
+
+UNREADABLE = [
+    (["fit", "a.csv", "--target", "y"], r"`file` must be a file that can be read. Received: 'a.csv' (Permission den"),
+    (
+        ["fit", "a.parquet", "--target", "y"],
+        "`file` must be a file that can be read. Received: 'a.parquet' (Permission",
+    ),
+    (["fit", "closed/a.csv", "--target", "y"], "`file` must be a file. Received: 'closed/a.csv', which does not exist"),
+    (["study", "a.toml"], "`file` must be a study in TOML. Received: 'a.toml', which cannot be read (Permission den"),
+    (
+        ["study", "a.csv/a.toml"],
+        "`file` must be a study in TOML. Received: 'a.csv/a.toml', which cannot be read (Not a",
+    ),
+    (["table", "closed"], "`path` must be a place that can be read and written. Received: path='closed' (Permission"),
+    (["table", "closed/a"], "`path` must be a place that can be read and written. Received: path='closed/a' (Perm"),
+]
+
+
+def complaint(capsys, words):
+    """Returns what the command complains of, once it is found to be one message of the template."""
+    capsys.readouterr()
+    assert cli.main(words) in (1, 2)
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert TEMPLATE.fullmatch(error.removeprefix("kohort: ").strip()), error
+    return error.removeprefix("kohort: ")
+
+
+@pytest.fixture
+def closed(tmp_path, permissions, monkeypatch):
+    """A folder with files that may not be read, and folders that may not be looked into, or written."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("closed", "written"):
+        (tmp_path / name).mkdir()
+    for name in ("a.csv", "a.parquet", "a.toml"):
+        (tmp_path / name).touch(mode=0)
+    (tmp_path / "b.csv").write_text("x,y\n" + "1,0\n2,1\n" * 10)
+    (tmp_path / "written" / "there.csv").touch()
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "written").chmod(0o500)
+    yield tmp_path
+    for name in ("closed", "written"):
+        (tmp_path / name).chmod(0o700)
+
+
+@pytest.mark.parametrize(("words", "message"), UNREADABLE)
+def test_what_may_not_be_read_is_named(words, message, closed, capsys):
+    assert complaint(capsys, words).startswith(message)
+
+
+WHERE = {
+    "written/a.{}": "`path` must be a place that can be written. Received: path='.*' \\(Permission denied\\)",
+    "closed/a.{}": "`path` must be a place that can be written. Received: path='.*' \\(Permission denied\\)",
+    "none/a.{}": "`path` must be in a folder that exists",
+    "b.csv/a.{}": "`path` must be in a folder. ",
+    "/proc/a.{}": "`path` must be a place that can be written. Received: path='/proc/.*' \\(No such file or directory",
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_where_nothing_can_be_written_is_named_before_anything_is_read_or_trained(where, closed, capsys):
+    """No study, table of networks or data is looked for: what would take long comes after."""
+    for words in (
+        *(["export", "no study", "--to", where.format(kind)] for kind in ("csv", "parquet", "nc")),
+        ["fit", "no table.csv", "--target", "y", "--save", where.format("kohort")],
+        ["predict", "no networks", "no table.csv", "--to", where.format("csv")],
+    ):
+        assert re.match(WHERE[where], complaint(capsys, words)), words
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("b.csv", "`folder` must be a folder, or a place for one. Received: 'b.csv' (File exists). Name another."),
+        ("b.csv/a", "`folder` must be a folder, or a place for one. Received: 'b.csv/a' (Not a directory)."),
+        ("written/a", "`folder` must be a folder, or a place for one. Received: 'written/a' (Permission denied)."),
+        ("written", "`path` must be a place that can be written. "),
+    ],
+)
+def test_where_the_demo_cannot_put_its_pictures_nothing_is_trained(folder, message, closed, capsys, monkeypatch):
+    monkeypatch.setattr("kohort.demo.train_xor", lambda: pytest.fail("something is trained"))
+    assert complaint(capsys, ["demo", folder]).startswith(message)
 
 
 # --- disks that may not be written, or are full -----------------------------------------------------------------------

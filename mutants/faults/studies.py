@@ -83,4 +83,34 @@ FAULTS = [
         "            pass\n",
         ("tests/test_distribute.py::test_a_killed_worker_costs_its_block_alone",),
     ),
+    Fault(
+        "search-left-running",
+        "kohort/search.py",
+        "            search.tell(own.number, state=_states(package).FAIL, skip_if_finished=True)\n",
+        "            pass\n",
+        ("tests/test_search.py::test_an_interrupted_search_goes_on",),
+    ),
+    Fault(
+        "next-task-begun-before-the-last-is-written",
+        "kohort/executors.py",
+        "                    lane = running.pop(future)\n",
+        "                    waiting.extendleft([lane] if (lane := running.pop(future)) else [])\n"
+        "                    begin()\n"
+        "                    lane = None\n",
+        ("tests/test_executors.py::test_no_more_is_begun_beyond_what_is_written_than_there_are_workers",),
+    ),
+    Fault(
+        "room-made-for-whatever-is-claimed",
+        "kohort/blocks.py",
+        "        check_room((len(seeds), seen), sum(cells.values()), held)\n",
+        "",
+        ("tests/test_store.py::test_a_few_members_of_many_epochs_beside_many_members_take_no_memory",),
+    ),
+    Fault(
+        "exports-written-in-place",
+        "kohort/exports.py",
+        "        table.to_csv(aside,",
+        "        table.to_csv(target,",
+        ("tests/test_search.py::test_whoever_is_interrupted_while_a_file_is_written_keeps_the_old_one",),
+    ),
 ]

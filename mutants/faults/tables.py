@@ -33,4 +33,11 @@ FAULTS = [
         "told=[True] * numbers.shape[1]",
         (f"{TABLES}test_what_the_training_rows_do_not_tell_is_nothing",),
     ),
+    Fault(
+        "diverged-network-votes",
+        "kohort/held_out.py",
+        "return np.where(np.isfinite(self.members).all(axis=2), self.members.argmax(axis=2), -1)",
+        "return self.members.argmax(axis=2)",
+        (f"{HELD_OUT}test_who_diverged_has_no_vote",),
+    ),
 ]
