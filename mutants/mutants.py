@@ -45,7 +45,7 @@ class Result(NamedTuple):
 
 def copy_project(folder: Path) -> None:
     """Copies what the tests read into a folder of its own."""
-    ignored = shutil.ignore_patterns("__pycache__", ".venv", ".tools", ".git", ".*_cache", "dist")
+    ignored = shutil.ignore_patterns(".venv", ".tools", ".git", ".*_cache", "dist")
     for path in ROOT.iterdir():
         if path.name in ("kohort", "tests", "benchmarks", "conformance", "mutants", "examples"):
             shutil.copytree(path, folder / path.name, ignore=ignored)
