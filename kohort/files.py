@@ -97,17 +97,20 @@ def versions() -> dict[str, str]:
 def checked_target(path: Any) -> Path:
     """Returns where to write, with links followed; raises unless that is a file, or may become one."""
     target = Path(os.path.realpath(checked_path(path)))
-    if target.is_dir():
+    with _explained(target):  # the system says of a closed folder not even what is in it
+        is_folder = target.is_dir()
+        above = next(folder for folder in target.parents if folder.exists())
+        is_in_folder, is_in_file = target.parent.is_dir(), not above.is_dir()
+    if is_folder:
         raise IsADirectoryError(
             f"`path` must be a file. Received: path={os.fspath(path)!r}, which is a folder. Add the name of a file."
         )
-    above = next(folder for folder in target.parents if folder.exists())
-    if not above.is_dir():
+    if is_in_file:
         raise NotADirectoryError(
             f"`path` must be in a folder. Received: path={os.fspath(path)!r}, where {os.fspath(above)!r} is a file. "
             "Choose another place."
         )
-    if not target.parent.is_dir():
+    if not is_in_folder:
         raise FileNotFoundError(
             f"`path` must be in a folder that exists. Received: path={os.fspath(path)!r}. "
             f"Make it first: `os.makedirs({os.fspath(target.parent)!r})`."
@@ -129,16 +132,27 @@ def put(target: Path, pieces: list[Any]) -> None:
     """Puts a file in its place in one step."""
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
-        _remove_left_behind(target)
-        with open(aside, "xb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, aside)
-        os.replace(aside, target)
-        _flush_folder(target.parent)
+        with _explained(target):
+            _remove_left_behind(target)
+            with open(aside, "xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                shutil.copymode(target, aside)
+            os.replace(aside, target)
+            _flush_folder(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Raises what the system says of a place as an error that says what to do."""
+    try:
+        yield
     except OSError as error:
         raised = type(error)(
             f"`path` must be a place that can be written. Received: path={os.fspath(target)!r} ({error.strerror}). "
@@ -146,9 +160,6 @@ def put(target: Path, pieces: list[Any]) -> None:
         )
         raised.errno = error.errno
         raise raised from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 def _remove_left_behind(target: Path) -> None:

@@ -89,6 +89,10 @@ class Store:
         """Looks at the place; nothing is made or read."""
         self.folder = Path(os.path.realpath(files.checked_path(path)))
         self.shown = os.fspath(path)
+        with self._explained():
+            self._check_place()
+
+    def _check_place(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             step = "A cohort that was saved in a file is read by `kohort.Cohort.load`; name a folder for the study"
             raise self._refused("which is a file", step)

@@ -6,9 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from pictures import Cohort, Study, X, Y, compiled, network, recorded, trained_cohort
+from refusals import refused
+from test_unwritable import permissions
 
 import kohort
 from kohort import plot
+
+__all__ = ["permissions"]  # a fixture
 
 THREE = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
 LOG = recorded(loss=[[1.0, 0.1]] * 3, accuracy=[[0.5, 0.9]] * 3)
@@ -161,3 +165,21 @@ def test_a_film_goes_where_it_can_be_written(tmp_path):
         with pytest.raises(error, match=message):
             film.save(path)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000], ids=["read only", "closed"])
+@pytest.mark.parametrize("ending", [".webp", ".gif", ".html"])
+def test_a_folder_that_may_not_be_written(tmp_path, permissions, mode, ending):
+    film = plot.animate(compiled(), X, Y, epochs=2, frames=2, grid_resolution=4, verbose=0)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / f"film{ending}"
+    path.write_bytes(b"old")
+    folder.chmod(mode)
+    try:
+        with refused(PermissionError, r"`path` must be .*can be written\. Received: path='.*' \(Permission denied\)"):
+            film.save(path)
+    finally:
+        folder.chmod(0o700)
+    assert [each.name for each in folder.iterdir()] == [path.name]
+    assert path.read_bytes() == b"old"
