@@ -1,6 +1,8 @@
 """The examples run to their end, and print and store what they say."""
 
 import base64
+import importlib.util
+import io
 import itertools
 import json
 import re
@@ -8,7 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from pictures import overlaps
+from PIL import Image
+
+from kohort import plot
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DISCUSSION = EXAMPLES / "discussion.ipynb"
@@ -138,6 +146,50 @@ def test_the_notebook_is_stored_with_its_outputs_and_nothing_else():
     assert said.count("claim: ") == CLAIMS
     assert "Error" not in said
     assert not re.search(r"/(home|root|tmp|work)/|https?://", DISCUSSION.read_text())
+
+
+# The gallery.
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    spec = importlib.util.spec_from_file_location("gallery", EXAMPLES / "gallery.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    module.FOLDER.cleanup()  # of its studies
+
+
+def test_every_picture_is_in_the_gallery():
+    shown = set(re.findall(r"\bplot\.([a-z_]+)\(", (EXAMPLES / "gallery.py").read_text()))
+
+    assert shown == {name for name in plot.__all__ if name[0].islower()}
+
+
+@pytest.mark.slow
+def test_no_text_of_the_gallery_overlaps_and_readme_shows_the_wall_of_today(gallery):
+    """Each picture is computed once and drawn in both styles, each in both resolutions."""
+    wrong = {}
+    for name, draw in gallery.pictures().items():
+        display = draw()
+        if name == "xor-wall":
+            compare_with_stored(display.figure_)
+        for style, dpi in itertools.product(("default", "dark_background"), (100, 200)):
+            with plt.style.context(style):
+                figure = display.plot().figure_
+                figure.set_dpi(dpi)
+                wrong[name, style, dpi] = overlaps(figure)
+            plt.close("all")
+
+    assert {each: texts for each, texts in wrong.items() if texts} == {}
+
+
+def compare_with_stored(figure):
+    drawn, stored = io.BytesIO(), EXAMPLES.parent / "docs" / "images" / "xor-wall.png"
+    figure.savefig(drawn, dpi=100)
+    with Image.open(drawn) as one, Image.open(stored) as other:
+        apart = np.abs(np.asarray(one.convert("RGB")).astype(int) - np.asarray(other.convert("RGB")))
+    assert apart.mean() < 1, "draw it anew: ./run python examples/gallery.py docs/images --only xor-wall"
 
 
 @pytest.mark.slow
