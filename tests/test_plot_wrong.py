@@ -129,23 +129,6 @@ def test_no_cohort_is_empty():
         kohort.Cohort(compiled(), seeds=[])
 
 
-NOBODY = Cohort(seeds=())
-OF_NOBODY = {
-    "wall": lambda: plot.wall(NOBODY, X, Y),
-    "spread": lambda: plot.spread(NOBODY, X, Y),
-    "minima": lambda: plot.minima(NOBODY, X, Y),
-    "survival": lambda: plot.survival(NOBODY, loss=0.1),
-}
-
-
-@pytest.mark.parametrize("name", OF_NOBODY)
-def test_what_has_no_member(name):
-    message = r"^`cohort` must be a `kohort\.Cohort` of at least one member\. Received: cohort=.*\. Give it seeds\.$"
-    with pytest.raises(ValueError, match=message):
-        OF_NOBODY[name]()
-    assert plt.get_fignums() == []
-
-
 # An axis that is no place to draw on, and a path that is no place to write to: test_plot_style.py has the axes of each
 # picture, test_plot_film.py the paths of the one that writes files.
 
