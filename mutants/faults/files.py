@@ -38,6 +38,20 @@ FAULTS = [
     ),
     # files
     Fault(
+        "closed-folder-not-explained",
+        "kohort/files.py",
+        "with _explained(target):  # the system",
+        "with contextlib.nullcontext():  # the system",
+        ("tests/test_plot_wrong.py::test_a_folder_that_may_not_be_written[.webp-closed]",),
+    ),
+    Fault(
+        "closed-study-not-explained",
+        "kohort/store.py",
+        "with self._explained():\n            self._check_place()",
+        "with contextlib.nullcontext():\n            self._check_place()",
+        ("tests/test_unwritable.py::test_a_study_in_a_folder_that_is_closed",),
+    ),
+    Fault(
         "files-written-in-their-place",
         "kohort/files.py",
         'aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")',
