@@ -181,6 +181,9 @@ def pictures() -> dict[str, Callable[[], object]]:
         "landscape": lambda: plot.loss_landscape(moons_cohort().best(), *MOONS),
         "landscape-xor": lambda: plot.loss_landscape(xor_cohort(64).best(), *XOR),
         "wall": lambda: plot.wall(xor_cohort(64), *XOR, **SQUARE, by="loss", loss=0.01),
+        "xor-wall": lambda: plot.wall(
+            xor_cohort(1000), *XOR, **SQUARE, members=24, columns=8, by="loss", loss=0.01
+        ),  # README's
         "wall-few": lambda: plot.wall(diverging_cohort(), *XOR, members=6, columns=3),
         "wall-regression": lambda: plot.wall(wave_cohort(), *wave()),
         "wall-moons": lambda: plot.wall(moons_cohort(), *MOONS, by="val_accuracy", members=30),

@@ -132,6 +132,11 @@ class Cohort(Results):
         """The shape of what the members take, None for samples, as `keras.Model.input_shape`: (None, 2) for points."""
         return self._template.network.input_shape
 
+    @property
+    def output_shape(self) -> Any:
+        """The shape of what the members answer, likewise: (None, 1) for one number a sample."""
+        return self._template.network.output_shape
+
     def __len__(self) -> int:
         """Returns the number of members."""
         return len(self.seeds)

@@ -73,8 +73,7 @@ class Curves:
             for name, values in part.items():
                 own = np.asarray(values)[:count, : len(members)]
                 kept = self._array(prefix + name, own)[self._places(epochs)]
-                for part_of_epochs in _apart(count, members[0] / len(self._seeds)):
-                    kept[part_of_epochs, rows] = own[part_of_epochs]
+                kept[:, rows] = own
                 self._unreleased += own.nbytes
                 for number, its_epochs in zip(members[ran < count], ran[ran < count], strict=True):
                     kept[its_epochs:, number] = np.nan
@@ -126,15 +125,6 @@ class Curves:
 def most_bytes(memory: int | None) -> int:
     """Returns how many bytes the metrics of a fit take in memory at most, given the limit of the cohort."""
     return MOST_BYTES_IN_MEMORY if memory is None else min(MOST_BYTES_IN_MEMORY, int(SHARE_OF_LIMIT * memory))
-
-
-def _apart(count: int, place: float) -> tuple[slice, slice]:
-    """Returns all epochs, from one on that depends on the place of the members among all: blocks end together.
-
-    A page of memory that two threads touch first at the same time is made twice.
-    """
-    first = int(count * place)
-    return slice(first, None), slice(first)
 
 
 def _reserve(file: int, size: int) -> None:

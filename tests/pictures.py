@@ -108,12 +108,30 @@ class Study:
         raise NotImplementedError
 
 
-def by_hand(model, seed, epochs, **options):
-    """Trains the member of a seed by plain Keras, and returns it with its history."""
-    keras.utils.set_random_seed(seed)
-    member = keras.models.clone_model(model)
-    member.compile_from_config(model.get_compile_config())
-    return member, member.fit(X, Y, epochs=epochs, verbose=0, **options).history
+class Member:
+    """One of several networks that share a compiled model, which has its weights whenever it is asked."""
+
+    def __init__(self, model, history):
+        self.model, self.weights, self.history = model, model.get_weights(), history
+
+    def predict(self, x, verbose=0):
+        self.model.set_weights(self.weights)
+        return self.model.predict(x, verbose=verbose)
+
+
+def one_by_one(model, seeds, epochs, x=X, y=Y, **options):
+    """Trains the member of each seed by plain Keras, one after the other in one model, which is compiled once."""
+    shared, members = keras.models.clone_model(model), []
+    shared.compile_from_config(model.get_compile_config())
+    shared.optimizer.build(shared.trainable_variables)
+    untrained = [np.array(variable.value) for variable in shared.optimizer.variables]
+    for seed in seeds:
+        keras.utils.set_random_seed(seed)
+        shared.set_weights(keras.models.clone_model(model).get_weights())
+        for variable, value in zip(shared.optimizer.variables, untrained, strict=True):
+            variable.assign(value)
+        members.append(Member(shared, shared.fit(x, y, epochs=epochs, verbose=0, **options).history))
+    return members
 
 
 def text_boxes(figure):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pictures import LIMITS, X, Y, compiled, network, overlaps
 from PIL import Image
+from refusals import refused
 
 import kohort
 from kohort import plot
@@ -210,6 +211,22 @@ def test_files_hold_all_frames(film, tmp_path, ending):
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_gif_has_the_colours_of_all_frames(film, tmp_path):
+    """Each frame is of one colour, which the others lack, and no legend holds it."""
+    at = {"xx0": film.xx0, "xx1": film.xx1, "levels": np.linspace(0, 1, 11), "epochs": np.arange(5)}
+    heights = np.array([0.05, 0.95, 0.25, 0.75, 0.55])
+    plain = plot.Film(**at, responses=np.broadcast_to(heights[:, None, None, None], (5, 1, *film.xx0.shape)))
+
+    plain.save(tmp_path / "plain.gif")
+
+    with Image.open(tmp_path / "plain.gif") as image:
+        for k, drawn in enumerate(plain.images()):
+            image.seek(k)
+            middle = [each // 2 for each in drawn.size]
+            apart = np.subtract(image.convert("RGB").getpixel(middle), drawn.getpixel(middle))
+            assert np.abs(apart).max() <= 8, k
+
+
 def test_the_page_needs_nothing_else(film, tmp_path):
     film.save(tmp_path / "film.html")
 
@@ -283,6 +300,49 @@ def test_wrong_arguments(wrong, error, message):
         plot.animate(cohort, X, **arguments)
 
     assert "0 epochs" in repr(cohort) or "not trained" in repr(cohort)
+
+
+@pytest.mark.parametrize("kind", ["model", "cohort", "subclass"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"y": np.arange(4)}, r"`y` must be labels of two classes\..* Of a regression pass `regression=True`\."),
+        ({"threshold": np.nan}, r"`threshold` must be a finite number or None\."),
+        ({"initial_epoch": 2}, r"`initial_epoch` must be an integer from 0 to 1, below `epochs`\. .*initial_epoch=2\."),
+        ({"initial_epoch": 2, "frames": 3}, r"`initial_epoch` must be an integer from 0 to 1, below `epochs`\."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_the_training(kind, wrong, message):
+    model = compiled()
+    if kind == "subclass":
+        model = Wrapped(model)
+        model.compile("adam", "mse")
+        model(X)  # builds it, as asking it for its answers would
+    source = kohort.Cohort(model, seeds=2) if kind == "cohort" else model
+
+    with refused(ValueError, message, source):
+        plot.animate(source, X, **{"y": Y, "epochs": 2, "frames": [2]} | PLANE | wrong)
+
+
+class Wrapped(keras.Model):
+    """A network that does not say which shape its output has."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+def test_two_outputs_are_refused_before_the_training():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [keras.layers.Dense(1)(inputs), keras.layers.Dense(1)(inputs)])
+    model.compile("adam", "mse")
+
+    with refused(ValueError, r"`model` must be a model with one output \(sample, class\)\.", model):
+        plot.animate(model, X, [Y, Y], epochs=2, frames=[2], **PLANE)
 
 
 def test_what_is_neither_model_nor_cohort():

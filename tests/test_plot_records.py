@@ -11,9 +11,8 @@ import statistics
 import keras
 import numpy as np
 import pytest
-from pictures import X, Y, by_hand, compiled, network, trained_cohort
-from test_plot_film import by_hand as begun_by_hand
-from test_plot_film import watched
+from pictures import X, Y, compiled, network, one_by_one, trained_cohort
+from test_plot_film import by_hand, watched
 
 import kohort
 from kohort import plot
@@ -37,13 +36,13 @@ def trained():
 @pytest.fixture(scope="module")
 def members():
     """The same members, each trained by plain Keras."""
-    return [by_hand(made(), seed, EPOCHS)[0] for seed in SEEDS]
+    return one_by_one(made(), SEEDS, EPOCHS)
 
 
 @pytest.fixture(scope="module")
 def losses(members):
     """Their losses, (member, epoch)."""
-    return np.array([member.history.history["loss"] for member in members])
+    return np.array([member.history["loss"] for member in members])
 
 
 def compare(record, rtol=1e-5, **expected):
@@ -301,14 +300,9 @@ def test_the_record_of_response_curve():
 
     record = plot.response_curve(cohort, line, line**2, grid_resolution=5)
 
-    answers = []
     grid = np.array([-1.5, -0.75, 0, 0.75, 1.5])
-    for seed in (3, 1, 4):
-        keras.utils.set_random_seed(seed)
-        member = keras.models.clone_model(model)
-        member.compile("adam", "mse")
-        member.fit(line[:, None], line**2, epochs=2, verbose=0)
-        answers.append(member.predict(grid[:, None].astype("float32"), verbose=0)[:, 0])
+    alone = one_by_one(compiled(features=1), (3, 1, 4), 2, line[:, None], line**2)
+    answers = [member.predict(grid[:, None].astype("float32"))[:, 0] for member in alone]
     data = {"x": line.astype(float), "y": (line**2).astype(float), "name": "x"}
     compare(record, grid=grid, responses=np.array(answers), diverged=0, **data)
     np.testing.assert_allclose(record.quantiles, quantiles(np.array(answers)), rtol=1e-5)
@@ -324,7 +318,7 @@ def test_the_record_of_history():
 
     record = plot.history(cohort)
 
-    logs = [by_hand(compiled(), seed, 3, validation_data=held_out)[1] for seed in (4, 0, 7)]
+    logs = [each.history for each in one_by_one(compiled(), (4, 0, 7), 3, validation_data=held_out)]
     values = {metric: np.array([log[metric] for log in logs]) for metric in ("loss", "val_loss")}
     shared = {"epochs": np.array([1, 2, 3]), "ends": np.array(["", "", ""])}
     for curves, twin in ((record, record.validation), (record.validation, None)):
@@ -368,7 +362,7 @@ def of_width(hidden=2):
 def test_the_record_of_success(tmp_path):
     study = kohort.Study(tmp_path / "study", of_width, {"hidden": [3, 2]}, seeds=[4, 0, 7])
     study.run(X, Y, epochs=3, verbose=0)
-    last = {n: [by_hand(of_width(n), seed, 3)[1]["loss"][-1] for seed in (4, 0, 7)] for n in (2, 3)}
+    last = {n: [each.history["loss"][-1] for each in one_by_one(of_width(n), (4, 0, 7), 3)] for n in (2, 3)}
     bound = between([*last[2], *last[3]], 3)
 
     record = plot.success(study, loss=bound)
@@ -390,7 +384,7 @@ def test_the_record_of_animate():
         kohort.Cohort(compiled(), seeds=seeds), X, Y, epochs=6, frames=[0, 2, 6], grid_resolution=GRID, verbose=0
     )
 
-    seen = [watched(begun_by_hand(compiled(), seed), 6, at["points"]) for seed in seeds]
+    seen = [watched(by_hand(compiled(), seed), 6, at["points"]) for seed in seeds]
     responses = np.array([[answers[k, :, 0].reshape(GRID, GRID) for answers, _ in seen] for k in (0, 2, 6)])
     values = np.array([[math.nan, math.nan], *([losses[k - 1] for _, losses in seen] for k in (2, 6))])
     frames = {"responses": responses, "values": values, "epochs": np.array([0, 2, 6]), "seeds": seeds}

@@ -6,9 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from pictures import Cohort, Study, X, Y, compiled, network, recorded, trained_cohort
+from refusals import refused
+from test_unwritable import permissions
 
 import kohort
 from kohort import plot
+
+__all__ = ["permissions"]  # a fixture
 
 THREE = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
 LOG = recorded(loss=[[1.0, 0.1]] * 3, accuracy=[[0.5, 0.9]] * 3)
@@ -125,23 +129,6 @@ def test_no_cohort_is_empty():
         kohort.Cohort(compiled(), seeds=[])
 
 
-NOBODY = Cohort(seeds=())
-OF_NOBODY = {
-    "wall": lambda: plot.wall(NOBODY, X, Y),
-    "spread": lambda: plot.spread(NOBODY, X, Y),
-    "minima": lambda: plot.minima(NOBODY, X, Y),
-    "survival": lambda: plot.survival(NOBODY, loss=0.1),
-}
-
-
-@pytest.mark.parametrize("name", OF_NOBODY)
-def test_what_has_no_member(name):
-    message = r"^`cohort` must be a `kohort\.Cohort` of at least one member\. Received: cohort=.*\. Give it seeds\.$"
-    with pytest.raises(ValueError, match=message):
-        OF_NOBODY[name]()
-    assert plt.get_fignums() == []
-
-
 # An axis that is no place to draw on, and a path that is no place to write to: test_plot_style.py has the axes of each
 # picture, test_plot_film.py the paths of the one that writes files.
 
@@ -161,3 +148,21 @@ def test_a_film_goes_where_it_can_be_written(tmp_path):
         with pytest.raises(error, match=message):
             film.save(path)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000], ids=["read only", "closed"])
+@pytest.mark.parametrize("ending", [".webp", ".gif", ".html"])
+def test_a_folder_that_may_not_be_written(tmp_path, permissions, mode, ending):
+    film = plot.animate(compiled(), X, Y, epochs=2, frames=2, grid_resolution=4, verbose=0)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / f"film{ending}"
+    path.write_bytes(b"old")
+    folder.chmod(mode)
+    try:
+        with refused(PermissionError, r"`path` must be .*can be written\. Received: path='.*' \(Permission denied\)"):
+            film.save(path)
+    finally:
+        folder.chmod(0o700)
+    assert [each.name for each in folder.iterdir()] == [path.name]
+    assert path.read_bytes() == b"old"

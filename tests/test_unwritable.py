@@ -109,6 +109,20 @@ def test_a_folder_in_which_no_study_may_be_made(tmp_path, permissions):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_study_in_a_folder_that_is_closed(tmp_path, permissions):
+    trained(tmp_path, {"hidden": [2]}, 4, epochs=2)
+    for folder in (tmp_path, tmp_path / "a.kohort"):
+        folder.chmod(0o000)
+        try:
+            with refused(PermissionError, PLACE):
+                kohort.open(tmp_path / "a.kohort")
+            with refused(PermissionError, PLACE):
+                study_of(tmp_path, {"hidden": [2]})
+        finally:
+            folder.chmod(0o700)
+    assert len(kohort.open(tmp_path / "a.kohort").trials) == 1
+
+
 def test_a_place_in_no_folder(tmp_path):
     (tmp_path / "a file").touch()
     with refused(FileNotFoundError, r"`path` must be in a folder that exists\. Received: path='.*/a\.kohort'\. Make"):

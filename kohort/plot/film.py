@@ -39,6 +39,7 @@ from kohort.plot.style import check_axes, require
 from kohort.plot.surface import Surface, answers, meaning, scores_of, undecided
 
 ENDINGS = (".webp", ".gif", ".html")
+SHEET = 2**20  # pixels, about, of which a GIF's palette is made: its 256 colours must do for all frames
 ACROSS = 8.5  # inches of all cells of a row, at most
 
 
@@ -225,7 +226,7 @@ class Film(Surface):
             return page(data, self._said_in_words(), pause, self.epochs.tolist()).encode()
         if ending == ".webp":
             return _as_webp(images, duration=pause, loop=0)
-        palette = images[-1].quantize(256)
+        palette = _sheet(images).quantize(256)
         first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         written = io.BytesIO()
         first.save(written, "GIF", save_all=True, append_images=rest, duration=pause, loop=0)
@@ -234,6 +235,13 @@ class Film(Surface):
     def _said_in_words(self) -> str:
         shown = f"{len(self.seeds)} networks" if self.seeds else "a network"
         return f"What {shown} answer{'s' * (not self.seeds)}, from epoch {self.epochs[0]} to epoch {self.epochs[-1]}"
+
+
+def _sheet(images: list[Image.Image]) -> Image.Image:
+    """Returns all frames above each other, thinned out where they are many, for the colours that they have together."""
+    width, height = images[0].size
+    step = math.ceil(math.sqrt(len(images) * width * height / SHEET))
+    return Image.fromarray(np.concatenate([np.asarray(image)[::step, ::step] for image in images]))
 
 
 def _as_webp(images: list[Image.Image], **options: Any) -> bytes:
@@ -324,11 +332,9 @@ def animate(
     check_integer("columns", columns, 1)
     n = features_of(source, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
+    outputs = _outputs_of(source, plane)
+    meaning(np.zeros(0), outputs, y, threshold, regression)  # what answers cannot mean is said before the training
     taken: dict[int, np.ndarray] = {}
-
-    def means() -> dict:
-        responses = np.stack(list(taken.values()))
-        return meaning(responses, responses.shape[4:], y, threshold, regression)
 
     def look(trained: Any, epoch: int) -> None:
         options = {"batch_size": 10_000, "verbose": 0}
@@ -336,8 +342,6 @@ def animate(
             taken[epoch] = answers(trained.predict, plane, **options)[None]
         else:  # the first fit with folds has made several members of each
             taken[epoch] = answers_of_members(trained, plane)[chosen(trained, members)]
-        if len(taken) == 1:  # what these cannot mean is said before the training
-            means()
 
     fit_options |= {"callbacks": [*listed(fit_options.get("callbacks")), Snapshots(look, at, begun)], "epochs": epochs}
     history = fit(source, x, y, **fit_options) if is_one else source.fit(x, y, **fit_options)
@@ -345,14 +349,30 @@ def animate(
     values = _losses(history, shown, reached)
     told = {"metric": None if values is None else "loss", "values": values, "begun": begun}
     seeds, count = ((), 1) if is_one else (tuple(source.seeds[i] for i in shown), len(source.seeds))
-    frames_of = {"responses": np.stack(list(taken.values())), "epochs": reached, "columns": columns}
-    return Film(**plane, **means(), **frames_of, **told, seeds=seeds, members=count).plot(ax)
+    responses = np.stack(list(taken.values()))
+    means = meaning(responses, outputs, y, threshold, regression)
+    frames_of = {"responses": responses, "epochs": reached, "columns": columns}
+    return Film(**plane, **means, **frames_of, **told, seeds=seeds, members=count).plot(ax)
+
+
+def _outputs_of(source: Any, plane: dict) -> tuple:
+    """Returns the shape of one answer, () or (class,): what the source says itself, else that of what it answers."""
+    shape: Any = getattr(source, "output_shape", None)
+
+    def nothing(points: np.ndarray) -> Any:
+        is_one = isinstance(shape, tuple) and not isinstance(shape[0], tuple)
+        return np.zeros((len(points), *(each or 1 for each in shape[1:]))) if is_one else shape
+
+    untrained = answers(source.predict, plane, verbose=0) if shape is None else answers(nothing, plane)
+    return untrained.shape[2:]
 
 
 def _epochs_of(frames: Any, epochs: Any, initial_epoch: Any) -> list[int]:
     """Returns the numbers of epochs at which to look, in order."""
     check_integer("epochs", epochs, 1)
     check_integer("initial_epoch", initial_epoch, 0)
+    accepted, step = f"an integer from 0 to {epochs - 1}, below `epochs`", "Pass a later epoch to stop after."
+    require(initial_epoch < epochs, "initial_epoch", accepted, initial_epoch, step)
     if isinstance(frames, int | np.integer):
         check_integer("frames", frames, 2)
         return sorted({round(each) for each in np.linspace(initial_epoch, epochs, int(frames))})

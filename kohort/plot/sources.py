@@ -17,10 +17,9 @@ ROWS_AT_ONCE = 500  # grid points that each member answers in one step: small pi
 
 
 def check_cohort(cohort: Any) -> None:
-    """Raises unless this is a cohort, and not an empty one."""
+    """Raises unless this is a cohort; none is empty."""
     is_cohort = hasattr(cohort, "seeds") and hasattr(cohort, "predict")
     require(is_cohort, "cohort", "a `kohort.Cohort`", cohort, "Draw one model with `decision_boundary`.", TypeError)
-    require(len(cohort.seeds), "cohort", "a `kohort.Cohort` of at least one member", cohort, "Give it seeds.")
 
 
 def check_single(model: Any) -> None:

@@ -231,6 +231,20 @@ FAULTS = [
         ("tests/test_plot_film.py::test_a_cohorts_film_is_what_keras_answers_at_these_epochs",),
     ),
     Fault(
+        "film-refused-when-it-is-trained",
+        "kohort/plot/film.py",
+        "    meaning(np.zeros(0), outputs, y, threshold, regression)  #",
+        "    pass  #",
+        ("tests/test_plot_film.py::test_what_is_wrong_is_said_before_the_training[y--model]",),
+    ),
+    Fault(
+        "gif-of-the-last-frames-colours",
+        "kohort/plot/film.py",
+        "_sheet(images).quantize(256)",
+        "images[-1].quantize(256)",
+        ("tests/test_plot_film.py::test_a_gif_has_the_colours_of_all_frames",),
+    ),
+    Fault(
         "rate-at-the-place-of-another",
         "kohort/plot/rates.py",
         "return tuple(sorted(values)) if _are_numbers(values) else values",

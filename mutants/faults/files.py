@@ -38,6 +38,20 @@ FAULTS = [
     ),
     # files
     Fault(
+        "closed-folder-not-explained",
+        "kohort/files.py",
+        "    except OSError as error:\n        why = error.strerror or error",
+        "    except TimeoutError as error:\n        why = error.strerror or error",
+        ("tests/test_plot_wrong.py::test_a_folder_that_may_not_be_written[.webp-closed]",),
+    ),
+    Fault(
+        "closed-study-not-explained",
+        "kohort/store.py",
+        "with self._explained():  # it may be",
+        "with contextlib.nullcontext():  # it may be",
+        ("tests/test_unwritable.py::test_a_study_in_a_folder_that_is_closed",),
+    ),
+    Fault(
         "files-written-in-their-place",
         "kohort/files.py",
         'aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")',
