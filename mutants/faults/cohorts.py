@@ -220,7 +220,7 @@ FAULTS = [
         "best-is-the-diverged-one",
         "kohort/results.py",
         "finite = np.flatnonzero(np.isfinite(last) &",
-        "finite = np.flatnonzero(~np.isfinite(last) |",
+        "finite = np.flatnonzero(~np.isfinite(last) &",
         (f"{COHORT}test_best_passes_over_diverged_members",),
     ),
     Fault(
