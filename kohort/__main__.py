@@ -53,12 +53,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         prog="python -m kohort",
         usage="python -m kohort [options] (script.py | -m module) [arguments]",
         description="Runs a script with kohort installed: every model.fit that can runs compiled, with the same "
-        "numbers. The script is not changed. `kohort run` does the same; `kohort --help` tells of other commands.",
+        "numbers; under another backend than JAX in a worker process, with the order of batches and the dropout that "
+        "Keras has on JAX. The script is not changed. `kohort run` does the same; `kohort --help` tells of other "
+        "commands.",
         allow_abbrev=False,
     )
     parser.add_argument("--report", action="store_true", help="at exit, tell what ran compiled, what did not, and why")
     parser.add_argument("--strict", action="store_true", help="a fit that cannot run compiled is an error")
-    parser.add_argument("--verify", action="store_true", help="run each fit by Keras, too, and tell where they part")
+    parser.add_argument(
+        "--verify", action="store_true", help="run each fit by Keras, too, and tell where they part (on JAX)"
+    )
     parser.add_argument("--version", action="version", version=f"kohort {kohort.__version__}")
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="the module to run, and its arguments")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="the script to run, and its arguments")
@@ -90,6 +94,14 @@ def _install_on_import(options: argparse.Namespace) -> None:
     """
 
     def install(module: types.ModuleType) -> None:
+        backend = importlib.import_module("keras").backend.backend()
+        if options.verify and backend != "jax":
+            print(
+                f"python -m kohort: error: `--verify` must find Keras on JAX. Received: Keras on {backend!r}. "
+                'Leave it out, or set the environment variable KERAS_BACKEND to "jax".',
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
         module.accelerate.install_by_command(options.strict, options.verify)
 
     def import_kohort(_: types.ModuleType) -> None:

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from kohort import keras_internals, remote
+from kohort.blueprint import CrossingError
 from kohort.checks import NotFiniteError, Recipe, check_backend, check_data, received
 from kohort.epochs import ArrayEpochs
 from kohort.fit import (
@@ -329,7 +330,8 @@ def _refusal(check: Callable, *arguments: Any) -> str | None:
     try:
         check(*arguments)
     except (TypeError, ValueError) as refused:
-        return f"`kohort.fit` would refuse it: {str(refused).split('. Received:')[0]}"
+        part = f" ({refused.part})" if isinstance(refused, CrossingError) else ""
+        return f"`kohort.fit` would refuse it: {str(refused).split('. Received:')[0]}{part}"
     return None
 
 

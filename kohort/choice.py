@@ -189,4 +189,5 @@ def free_memory() -> int:
 
 def shown(size: Any) -> str:
     """Returns a number of bytes as people read it."""
-    return f"{size / 10**9:.3g} GB" if size >= 10**9 else f"{size / 10**6:.3g} MB"
+    unit, name = next((each for each in ((10**9, "GB"), (10**6, "MB")) if size >= each[0]), (10**3, "kB"))
+    return f"{size / unit:.3g} {name}"

@@ -80,7 +80,7 @@ def check_folds(folds: Any, rows: int) -> None:
     if is_number and folds not in range(2, rows + 1):
         raise ValueError(
             f"`folds` must be at least 2 and at most the number of samples ({rows}). Received: folds={folds}. "
-            "Pass for example 5."
+            f"Pass for example {max(2, min(5, rows))}."
         )
 
 

@@ -13,6 +13,7 @@ from test_wrong_input import refused
 import kohort
 from kohort import keras_internals
 from kohort.checks import NotFiniteError
+from kohort.folds import check_folds
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(43, 2)).astype("float32")
@@ -318,3 +319,8 @@ def test_folds_that_are_no_partition():
         RuntimeError, r"`predict_out_of_fold` must find each sample held out exactly once\. .* sample\(s\)", cohort
     ):
         cohort.predict_out_of_fold(X)
+
+
+def test_as_many_folds_as_are_advised_there_can_be():
+    with pytest.raises(ValueError, match=r"number of samples \(4\)\. Received: folds=5\. Pass for example 4\."):
+        check_folds(5, 4)

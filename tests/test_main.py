@@ -189,6 +189,17 @@ def test_verify_runs_each_fit_both_ways(folder):
     assert "both ways, same result" in done.stderr
 
 
+def test_verify_needs_keras_on_jax(folder):
+    """One line, and nothing has been trained."""
+    done = by_kohort(folder, "--verify", "scripts/script.py", KERAS_BACKEND="numpy")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "python -m kohort: error: `--verify` must find Keras on JAX. Received: Keras on 'numpy'. "
+        'Leave it out, or set the environment variable KERAS_BACKEND to "jax".\n'
+    )
+
+
 def test_an_interrupt_ends_the_script(folder):
     """As Python ends it, after the epoch that was at work; the report still comes."""
     done = by_kohort(folder, "--report", "scripts/script.py", "--end", "interrupt")

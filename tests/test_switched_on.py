@@ -140,7 +140,8 @@ FIT = {"x": X, "y": Y, "epochs": 3, "validation_split": 0.2}
         (build_failing, "the worker process, where Keras runs on JAX, cannot run it: ZeroDivisionError: not here"),
         (
             build_local,
-            "`kohort.fit` would refuse it: `model` must be made of parts that another process can import, .*",
+            "`kohort.fit` would refuse it: `model` must be made of parts that another process can import, .*"
+            r" in a worker \('Local', defined in test_switched_on\)",
         ),
     ],
     ids=["cannot-run", "cannot-cross"],
