@@ -7,6 +7,7 @@ compiled fit by one line. It is the only one that touches `keras.Model`.
 
 import functools
 import inspect
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ import keras
 import numpy as np
 
 from kohort import keras_internals, remote
-from kohort.blueprint import CrossingError
 from kohort.checks import NotFiniteError, Recipe, check_backend, check_data, received
 from kohort.epochs import ArrayEpochs
 from kohort.fit import (
@@ -330,10 +330,12 @@ def _refusal(check: Callable, *arguments: Any) -> str | None:
     try:
         check(*arguments)
     except (TypeError, ValueError) as refused:
-        part = f" ({refused.part})" if isinstance(refused, CrossingError) else ""
-        return f"`kohort.fit` would refuse it: {str(refused).split('. Received:')[0]}{part}"
+        part = OF_A_MODEL.search(str(refused))  # that cannot cross: which it is
+        of_it = f" ({part[1]})" if part else ""
+        return f"`kohort.fit` would refuse it: {str(refused).split('. Received:')[0]}{of_it}"
     return None
 
 
+OF_A_MODEL = re.compile(r" Received: model='[^']*' with (.+?)\. [A-Z]")
 # What `kohort.install` replaces in `keras.Model`, with what makes ours of Keras's.
 MAKERS = {"fit": _compiling, "evaluate": _in_one_pass(evaluated), "predict": _in_one_pass(predicted)}

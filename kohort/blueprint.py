@@ -227,17 +227,8 @@ def _at(module: str, path: str) -> Any:
     return functools.reduce(lambda thing, name: getattr(thing, name, None), path.split("."), sys.modules.get(module))
 
 
-class CrossingError(ValueError):
-    """Says that a model cannot be built in another process, and of which part that is so."""
-
-    def __init__(self, text: str, part: str) -> None:
-        super().__init__(text)
-        self.part = part
-
-
-def _refusal(model: keras.Model, received: str, step: str) -> CrossingError:
-    text = (
+def _refusal(model: keras.Model, received: str, step: str) -> ValueError:
+    return ValueError(
         "`model` must be made of parts that another process can import, because kohort trains a model of the backend "
         f"{keras.backend.backend()!r} in a worker. Received: model={model.name!r} with {received}. {step}, {ELSEWHERE}."
     )
-    return CrossingError(text, received)
