@@ -226,7 +226,7 @@ def run(selections: list[str], folder: Path) -> list[dict]:
 
 def head() -> str:
     """Says what ran, when and on what."""
-    versions = results.versions(("kohort", "keras", "jax", "numpy", "tensorflow", "orbax-checkpoint"))
+    versions = results.versions(("kohort", "keras", "jax", "numpy", "tensorflow-cpu", "orbax-checkpoint"))
     command = shlex.join(["./run", "conformance", *sys.argv[1:]])
     today = datetime.date.today().isoformat()
     return f"Written by `{command}` on {today}. {versions}."
@@ -238,6 +238,7 @@ def main() -> None:
         prog="./run conformance", description="Runs Keras's own tests plain and with kohort, and compares."
     )
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--backends", action="store_true", help="where TensorFlow and Orbax are, which `./run` sees to")
     parser.add_argument("--output", type=Path, help="write the results into this file, too, beside what else is there")
     parser.add_argument("selections", nargs="*", help="what pytest shall run instead, such as keras.src.callbacks")
     arguments, options = parser.parse_known_args()

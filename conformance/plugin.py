@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import random
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -172,6 +173,8 @@ class Recorder:
         seed = zlib.crc32(self.test.encode())
         random.seed(seed)
         SEED(seed)
+        if "tensorflow" in sys.modules:  # of which some tests draw their data
+            sys.modules["tensorflow"].random.set_seed(seed)
         np.random.seed = lambda given=None: SEED(seed if given is None else given)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
