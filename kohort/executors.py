@@ -42,22 +42,25 @@ def in_threads(lanes: Lanes, train: Callable[[Any], Any], interrupt: Interrupt, 
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
 
-        def begin() -> None:
-            while waiting and len(running) < workers and not interrupt:
+        def begin(most: int) -> None:
+            while waiting and len(running) < most and not interrupt:
                 lane = waiting.popleft()
                 running[pool.submit(done, lane.popleft())] = lane
 
         try:
-            begin()
+            begin(workers)
             while running:
                 # Python hears Ctrl-C in this thread, which not every system wakes for it.
                 ready, _ = concurrent.futures.wait(running, WAKE_SECONDS, concurrent.futures.FIRST_COMPLETED)
                 for future in ready:
                     lane = running.pop(future)
-                    if not (interrupt and isinstance(future.exception(), KeyboardInterrupt)):
-                        yield future.result()
                     waiting.extendleft([lane] if lane else [])
-                    begin()  # once the caller has written: who is killed loses no more than there are workers
+                    if interrupt and isinstance(future.exception(), KeyboardInterrupt):
+                        continue
+                    result = future.result()
+                    begin(workers - 1)  # of which one is written: who is killed loses no more than there are workers
+                    yield result
+                    begin(workers)
         finally:
             if running:
                 interrupt.press()  # the caller has given up: nobody waits for what is running

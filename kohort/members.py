@@ -205,14 +205,18 @@ class Members:
         if self.exact:
             states = [State(*trained.states[block]) for block, _ in places]
             return jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *states)
-        lanes: dict[int, list[int]] = {}
-        for block, lane in places:
-            lanes.setdefault(block, []).append(lane)
-        order = np.argsort([row for block in lanes for row, place in enumerate(places) if place[0] == block])
-        parts = [
-            jax.tree.map(lambda a, own=own: np.asarray(a)[own], State(*trained.states[b])) for b, own in lanes.items()
-        ]
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *parts)
+        block_of, lane_of = np.array(places).T
+        rows = {int(block): np.flatnonzero(block_of == block) for block in np.unique(block_of)}
+        parts = [jax.tree.leaves(State(*trained.states[block])) for block in rows]
+        structure = jax.tree.structure(State(*trained.states[next(iter(rows))]))
+        arrays = []
+        for leaves in zip(*parts, strict=True):
+            first = np.asarray(leaves[0])
+            array = np.empty((len(places), *first.shape[1:]), first.dtype)
+            for own, leaf in zip(rows.values(), leaves, strict=True):
+                array[own] = np.asarray(leaf)[lane_of[own]]
+            arrays.append(array)
+        return jax.tree.unflatten(structure, arrays)
 
     def are_finite(self, trained: Trained) -> Bool[np.ndarray, " member"]:
         """Says of which members all trained weights are finite: a loss is that of the weights before the last step."""

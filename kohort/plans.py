@@ -25,7 +25,7 @@ from kohort.store import canonical
 from kohort.variants import Difference, Group, differences
 
 # A block is to take about so many operations of training, and to hold so much at most, but at least a few members.
-BLOCK_OPERATIONS, BLOCK_BYTES, MOST_BLOCK_MEMBERS, BLOCK_STEP = 3e11, 2**28, 512, 16
+BLOCK_OPERATIONS, BLOCK_BYTES, MOST_BLOCK_MEMBERS, BLOCK_STEP = 3e11, 2**26, 1024, 16
 MOST_TRIALS = 100_000
 GRID = '{"hidden": [2, 4, 8]}'
 

@@ -8,6 +8,7 @@ and only as long as no setting changes.
 
 import functools
 import inspect
+import sys
 import threading
 import types
 import weakref
@@ -53,6 +54,19 @@ def settings(*things: Any) -> list[Any]:
     survey = Survey()
     survey.foreign(*things)
     return [keras.config.floatx(), keras.config.epsilon(), *survey.settings]
+
+
+def runs_to_read(stream: Any) -> bool:
+    """Says whether Python runs as batches of a stream are read: of all but a `tf.data.Dataset` that calls none."""
+    tensorflow: Any = sys.modules.get("tensorflow")
+    if not type(stream).__module__.startswith("tensorflow.") or not isinstance(stream, tensorflow.data.Dataset):
+        return True
+    variant = tensorflow.data.experimental.to_variant(stream)
+    try:
+        graph = tensorflow.raw_ops.DatasetToGraphV2(input_dataset=variant, external_state_policy=1)
+    except tensorflow.errors.OpError:  # as where its data do not fit into one message
+        return True
+    return b"PyFunc" in graph.numpy()  # of any kind: EagerPyFunc, PyFuncStateless
 
 
 class Survey:

@@ -7,11 +7,10 @@ array to be of the size that the model has. The room exists so that a fit can go
 
 import contextlib
 import copy
-import functools
-import operator
 import os
 import re
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -85,7 +84,7 @@ def contents_of(
         members: Members of a cohort.
         trained: How far they are.
         which: The numbers of some of them, made from one template; all if not given.
-        changes: Where the description of their model differs from that of the template: path to value.
+        changes: What stands in the description of their model, whatever that of the template says: path to value.
     """
     own = np.arange(len(members.seeds)) if which is None else np.asarray(which)
     # Neighbours are a view: curves are most of a study, and a copy of them takes as long as their checksum.
@@ -107,7 +106,9 @@ def contents_of(
         for part, values in state._asdict().items():
             arrays |= {f"{_place(kind, part)}/{i}": array for i, array in enumerate(values)}
     arrays |= {} if states is None else {"generators": states[lanes]}
-    description = changed(blueprint.described(template.network, _unkept), changes or {})
+    description = _described(template.network)
+    for path, value in (changes or {}).items():
+        description = changed(description, path, value)
     about = {
         **description,
         "decay_exclusions": keras_parts.decay_exclusions(template.network),
@@ -121,12 +122,23 @@ def contents_of(
     return Contents(about, arrays | {f"batch/{i}": np.zeros_like(row) for i, row in enumerate(rows)})
 
 
-def changed(description: Any, changes: Mapping[tuple, Any]) -> Any:
-    """Returns nested values of JSON with others in some places: path of keys and indices to value."""
-    changed = copy.deepcopy(description)
-    for (*before, last), value in changes.items():
-        functools.reduce(operator.getitem, before, changed)[last] = value
-    return changed
+_descriptions: "weakref.WeakKeyDictionary[keras.Model, dict]" = weakref.WeakKeyDictionary()
+
+
+def _described(network: keras.Model) -> dict:
+    """Returns the description of a template's network, which is not trained itself: each block of a study needs it."""
+    if network not in _descriptions:
+        _descriptions[network] = blueprint.described(network, _unkept)
+    return _descriptions[network]
+
+
+def changed(description: Any, path: Sequence[Any], value: Any) -> Any:
+    """Returns nested values of JSON with another one at a path of keys and indices; the given ones stay as they are."""
+    if not path:
+        return value
+    copied = copy.copy(description)
+    copied[path[0]] = changed(copied[path[0]], path[1:], value)
+    return copied
 
 
 def _unkept(model: keras.Model, received: str, step: str) -> ValueError:

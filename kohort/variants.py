@@ -35,7 +35,7 @@ class Group(NamedTuple):
     model: keras.Model  # of the first of them
     trials: list[int]
     values: dict[str, list[float]]  # path of a number, as `Cohort(vary=...)` takes it, to its value in each trial
-    changes: list[dict[tuple, Any]]  # of each trial: where its description differs from that of the first
+    changes: list[dict[tuple, Any]]  # of each trial: what stands in its description where those of others differ
 
 
 MISSING = "(nothing)"
@@ -118,12 +118,9 @@ def _group(
 ) -> Group:
     first = descriptions[places[0]]
     found = [list(differences(first, descriptions[place])) for place in places]
-    changes = [{difference.path: difference.after for difference in own} for own in found]
-    varied = {difference.path: difference.before for own in found for difference in own}
-    values = {
-        str(number_path(first, path)): [float(own.get(path, before)) for own in changes]
-        for path, before in varied.items()
-    }
+    of_first = {difference.path: difference.before for own in found for difference in own}
+    changes = [of_first | {difference.path: difference.after for difference in own} for own in found]
+    values = {str(number_path(first, path)): [float(own[path]) for own in changes] for path in of_first}
     model = models[places[0]]
     if model is None:
         raise KeyError(f"The model of trial {trials[places[0]]} is not known any more.")

@@ -45,6 +45,14 @@ def test_no_more_is_begun_beyond_what_is_written_than_there_are_workers():
     assert written == len(begun) == 12
 
 
+def test_the_next_of_a_lane_is_trained_while_the_last_is_written():
+    """Else no core would have anything to do meanwhile, where all tasks share one program."""
+    begun = [threading.Event() for _ in range(3)]
+
+    for task in in_threads([range(3)], lambda task: begun[task].set() or task, Interrupt(), workers=2):
+        assert task == 2 or begun[task + 1].wait(60)
+
+
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_while_one_group_compiles_another_is_trained_and_kept(tmp_path, monkeypatch):
     """JAX's compiler holds one group up until a block of the other has been committed."""

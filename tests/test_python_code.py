@@ -298,6 +298,28 @@ def test_streams_run_code_between_the_steps():
         kohort.fit(build(dense(2)), ((X, Y) for _ in range(2)), verbose=0, shuffle=False, steps_per_epoch=2)
 
 
+def test_a_dataset_of_tensorflow_runs_no_python_unless_it_says_so():
+    """Then nothing is there between the steps that could see or change them, and they run compiled, the same bits."""
+    tf = pytest.importorskip("tensorflow")
+    data = (
+        tf.data.Dataset.from_tensor_slices((X, Y))
+        .shuffle(45, 1, reshuffle_each_iteration=False)
+        .map(lambda x, y: (2 * x, y))
+        .batch(8)
+    )
+    spec = (tf.TensorSpec((None, X.shape[1])), tf.TensorSpec((None, Y.shape[1])))
+    read = tf.data.Dataset.from_generator(lambda: iter([(X, Y)]), output_signature=spec)
+    called = tf.data.Dataset.range(3).map(lambda i: tf.py_function(lambda i: 1.0 * i, [i], tf.float32))
+
+    assert not python_code.runs_to_read(data)
+    assert python_code.runs_to_read(read)
+    assert python_code.runs_to_read(called)
+    for make in (lambda: build(dense(2)), lambda: build(dense(2), run_eagerly=True)):
+        fit_alike(make, {"x": data, "validation_data": data.take(2), "epochs": 2, "shuffle": False})
+    with pytest.warns(kohort.FallBackWarning, match="`jit_compile=False`, and its data are a tf.data.Dataset"):
+        kohort.fit(build(dense(2)), read, steps_per_epoch=1, verbose=0, shuffle=False)
+
+
 def test_tests_of_keras_are_not_keras():
     assert python_code.is_kerass("keras.layers.core")
     assert not python_code.is_kerass("keras.layers.core.dense_test")

@@ -1,11 +1,12 @@
 """Which trials of a study share a program: those that differ in numbers alone, also in one that Keras does not tell."""
 
+from collections import Counter
 from contextlib import contextmanager
 
 import jax
 import keras
 import numpy as np
-from test_study import X, Y, network, tasks
+from test_study import X, Y, network, study_of, tasks
 
 import kohort
 
@@ -29,6 +30,22 @@ def test_trials_may_differ_in_what_keras_leaves_out_of_a_configuration(tmp_path,
         own = study.trial(delta=delta)
         np.testing.assert_allclose(own.history["loss"], expected, rtol=1e-5)
         np.testing.assert_allclose(own.cohort().evaluate(X, Y)["loss"], cohort.evaluate(X, Y)["loss"], rtol=1e-5)
+
+
+def test_each_block_describes_its_own_trial_whichever_was_trained_first(tmp_path):
+    """The program is made with the numbers of the first trial that is trained, which need not be the first of all."""
+    grid = {"dropout": [0.2, 0.6, 0.4]}
+    study_of(tmp_path, grid, 2).run(X, Y, epochs=1, trials=[{"dropout": 0.2}], verbose=0)
+    study = study_of(tmp_path, grid, 2)
+    study.run(X, Y, epochs=1, verbose=0)
+    study.extend(seeds=4)
+    study.run(X, Y, epochs=1, verbose=0)
+
+    found = []
+    for block in study.store.records().blocks:
+        described = study.store.contents(block).about["model"]["config"]["layers"]
+        found.append((block.trial, next(of["config"]["rate"] for of in described if of["class_name"] == "Dropout")))
+    assert Counter(found) == {(1, 0.2): 2, (2, 0.6): 2, (3, 0.4): 2}
 
 
 @contextmanager

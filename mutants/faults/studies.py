@@ -93,11 +93,16 @@ FAULTS = [
     Fault(
         "next-task-begun-before-the-last-is-written",
         "kohort/executors.py",
-        "                    lane = running.pop(future)\n",
-        "                    waiting.extendleft([lane] if (lane := running.pop(future)) else [])\n"
-        "                    begin()\n"
-        "                    lane = None\n",
+        "                    begin(workers - 1)",
+        "                    begin(workers)",
         ("tests/test_executors.py::test_no_more_is_begun_beyond_what_is_written_than_there_are_workers",),
+    ),
+    Fault(
+        "blocks-describe-the-first-trial-trained",
+        "kohort/variants.py",
+        "of_first | {difference.path",
+        "{difference.path",
+        ("tests/test_variants.py::test_each_block_describes_its_own_trial_whichever_was_trained_first",),
     ),
     Fault(
         "room-made-for-whatever-is-claimed",
