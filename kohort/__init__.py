@@ -28,8 +28,9 @@ def _is_command() -> bool:
 
 if not _is_command():
     if "keras" not in sys.modules:
-        # Whoever has named another backend means it: models of that one train in a worker.
-        os.environ["KERAS_BACKEND"] = os.environ.get("KERAS_BACKEND") or "jax"
+        from kohort import backend as _backend
+
+        _backend.choose()
 
     from kohort import data, distribute, history, plot, search
     from kohort.accelerate import DifferenceWarning, FallBackError, install, uninstall

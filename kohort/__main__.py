@@ -12,7 +12,6 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import io
-import json
 import os
 import pkgutil
 import runpy
@@ -23,8 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import kohort
-
-BACKENDS = {"tensorflow", "jax", "torch", "numpy", "openvino"}
+from kohort import backend
 
 
 def main() -> None:
@@ -136,36 +134,12 @@ class _Afterwards(importlib.abc.MetaPathFinder):
         def run(module: types.ModuleType) -> None:
             follow = self._following.pop(fullname, None)  # asked for a spec, it need not have been imported
             if fullname == "keras":
-                _choose_backend()
+                backend.leave_to_keras()
             execute(module)
             if follow is not None:
                 follow(module)
 
         return run
-
-
-def _choose_backend() -> None:
-    """Leaves Keras the backend that it would have without kohort, or, where that one is not installed, gives it JAX."""
-    backend = _backend()
-    if backend == "jax":
-        os.environ["KERAS_BACKEND"] = backend
-
-
-def _backend() -> str:
-    wanted = os.environ.get("KERAS_BACKEND") or _configured_backend()
-    # One that Keras does not know is Keras's to complain about.
-    return "jax" if wanted in BACKENDS and importlib.util.find_spec(wanted) is None else wanted
-
-
-def _configured_backend() -> str:
-    """Returns the backend of Keras's configuration file, or its default where there is none."""
-    home = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
-    folder = os.environ.get("KERAS_HOME") or home / ".keras"
-    try:
-        settings = json.loads(Path(folder, "keras.json").expanduser().read_text())
-    except (OSError, ValueError):
-        settings = {}
-    return settings.get("backend", "tensorflow")
 
 
 def _run(options: argparse.Namespace) -> None:

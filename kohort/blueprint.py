@@ -122,14 +122,22 @@ def check_crossing(model: keras.Model) -> None:
     if keras.config.floatx() == "float64" or any(str(variable.dtype) == "float64" for variable in model.variables):
         raise _refusal(model, "numbers of the type float64", "Take float32, the widest that the worker computes in")
     marker = keras_internals.compile_marker(model)
-    if _checked.get(model) is marker:
+    known, refusal = _checked.get(model, (None, None))
+    if known is marker and refusal is None:
         return
-    serialised = _serialised(model, _refusal)
-    _rebuild(model, serialised, _customs(model, serialised, _refusal))
-    _checked[model] = marker
+    if known is marker:
+        raise ValueError(refusal)
+    try:
+        serialised = _serialised(model, _refusal)
+        _rebuild(model, serialised, _customs(model, serialised, _refusal))
+    except ValueError as error:
+        _checked[model] = marker, str(error)
+        raise
+    _checked[model] = marker, None
 
 
-_checked: "weakref.WeakKeyDictionary[keras.Model, Any]" = weakref.WeakKeyDictionary()
+# How a model was compiled when it was looked at, and why it does not cross: to look takes milliseconds.
+_checked: "weakref.WeakKeyDictionary[keras.Model, tuple[Any, str | None]]" = weakref.WeakKeyDictionary()
 
 
 def _rebuild(model: keras.Model, serialised: dict, customs: list[Custom]) -> None:

@@ -258,15 +258,16 @@ def _python_reason(model: keras.Model, request: Request) -> str | None:
     """Returns why steps that Keras runs as Python cannot be compiled: what else that Python does would be lost."""
     if not keras_internals.runs_op_by_op(model):
         return None
-    streams = [
-        f"its data are {kind}"
-        for data in (request.x, request.validation_data)
-        if (kind := keras_internals.stream_kind(data)) and python_code.runs_to_read(data)
-    ]
     code = python_code.somebody_elses(*keras_callbacks.listed(request.callbacks)) or _code_of(model)
-    codes = [f"{code} is not Keras's own: each step may run it, or see what it changed"] if code else []
     option = "run_eagerly=True" if model.run_eagerly else "jit_compile=False"
-    return next((f"the model was compiled with `{option}`, and {why}" for why in streams + codes), None)
+    if code:
+        why = f"{code} is not Keras's own: each step may run it, or see what it changed"
+        return f"the model was compiled with `{option}`, and {why}"
+    for data in (request.x, request.validation_data):
+        kind = keras_internals.stream_kind(data)
+        if kind and python_code.runs_to_read(data):
+            return f"the model was compiled with `{option}`, and its data are {kind}"
+    return None
 
 
 _codes: "weakref.WeakKeyDictionary[keras.Model, tuple[Any, str]]" = weakref.WeakKeyDictionary()

@@ -158,6 +158,20 @@ def refused(model, received, step):
     assert 'import kohort before keras, or set the environment variable KERAS_BACKEND to "jax"' in str(caught.value)
 
 
+def test_what_was_refused_is_not_looked_at_again_until_it_is_compiled_anew(monkeypatch):
+    """A fall back is to cost less than a millisecond, and Keras takes longer to tell what a few layers are."""
+    looks, serialise = [], keras.saving.serialize_keras_object
+    monkeypatch.setattr(keras.saving, "serialize_keras_object", lambda *of: looks.append(of) or serialise(*of))
+    model = compiled(local_layer())
+    for _ in range(3):
+        refused(model, "with 'Local', defined in test_blueprint", "Move it to the top level")
+    once = len(looks)
+    model.compile("sgd", "mse")
+    refused(model, "with 'Local', defined in test_blueprint", "Move it to the top level")
+
+    assert len(looks) == 2 * once > 0
+
+
 def test_a_class_of_any_module_crosses():
     check_crossing(compiled(InTheTest()))
 

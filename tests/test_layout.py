@@ -23,9 +23,12 @@ PACKAGE = ROOT / "kohort"
 
 # A room imports only from the rooms before it; `__init__.py` and `__main__.py` may import from all of them.
 ROOMS = [
+    "backend",
     "notebook",
     "disk",
     "files",
+    "structures",
+    "traced",
     "history",
     "survival",
     "comparison",
@@ -35,7 +38,6 @@ ROOMS = [
     "engine",
     "rules",
     "mapping",
-    "structures",
     "wire",
     "generators",
     "python_code",

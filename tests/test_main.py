@@ -11,6 +11,7 @@ import pytest
 
 import kohort
 from kohort import __main__ as command
+from kohort import backend as backends
 
 # What a script can see of how it is run, the numbers of a fit, and an end of each kind.
 SCRIPT = """
@@ -311,7 +312,7 @@ def home(tmp_path, monkeypatch):
     """Gives a way to write Keras's configuration file, and to say what is installed."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND")
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name if name in ("jax", "torch") else None)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name if name in ("jax", "torch") else None)
     return tmp_path / "keras.json"
 
 
@@ -335,13 +336,24 @@ def test_the_backend_is_that_without_kohort_where_it_is_installed(home, monkeypa
     if configured is not None:
         home.write_text(configured)
 
-    assert command._backend() == backend
+    assert backends.wanted() == backend
 
 
 def test_without_a_configuration_keras_default_counts(home, monkeypatch):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name)
 
-    assert command._backend() == "tensorflow"
+    assert backends.wanted() == "tensorflow"
+
+
+def test_a_notebook_keeps_the_backend_that_its_code_was_written_for(folder):
+    """NumPy's stands for TensorFlow's, which need not be installed: `%load_ext` comes before anything of Keras."""
+    cells = ["%load_ext kohort", "import keras", "print(keras.backend.backend())"]
+    code = CELLS[: CELLS.index("CELLS = [")] + f"CELLS = {cells}\n" + CELLS[CELLS.index("shell = ") :]
+    (folder / "keras.json").write_text('{"backend": "numpy"}')
+
+    assert python(folder, "-c", code, KERAS_BACKEND="").stdout == "numpy\n"
+    plain = "import kohort, keras; print(keras.backend.backend())"
+    assert python(folder, "-c", plain, KERAS_BACKEND="").stdout == "jax\n"
 
 
 def test_the_first_half_of_the_command_is_recognised(monkeypatch):
