@@ -298,7 +298,7 @@ def test_streams_run_code_between_the_steps():
         kohort.fit(build(dense(2)), ((X, Y) for _ in range(2)), verbose=0, shuffle=False, steps_per_epoch=2)
 
 
-def test_a_dataset_of_tensorflow_runs_no_python_unless_it_says_so():
+def test_a_dataset_of_tensorflow_runs_no_python_unless_it_says_so(monkeypatch):
     """Then nothing is there between the steps that could see or change them, and they run compiled, the same bits."""
     tf = pytest.importorskip("tensorflow")
     data = (
@@ -314,6 +314,9 @@ def test_a_dataset_of_tensorflow_runs_no_python_unless_it_says_so():
     assert not python_code.runs_to_read(data)
     assert python_code.runs_to_read(read)
     assert python_code.runs_to_read(called)
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.raw_ops, "DatasetToGraphV2", None)  # which takes long where there are many data
+        assert not python_code.runs_to_read(data)
     for make in (lambda: build(dense(2)), lambda: build(dense(2), run_eagerly=True)):
         fit_alike(make, {"x": data, "validation_data": data.take(2), "epochs": 2, "shuffle": False})
     with pytest.warns(kohort.FallBackWarning, match="`jit_compile=False`, and its data are a tf.data.Dataset"):
