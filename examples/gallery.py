@@ -174,7 +174,7 @@ def pictures() -> dict[str, Callable[[], object]]:
         "network-wide": lambda: plot.network(iris_model()),
         "network-layers": lambda: plot.network(convolutional()),
         "network-one": lambda: plot.network(dense(1)),
-        "units": lambda: plot.units(small_moons(6, 4, 1), 0, MOONS[0]),
+        "units": lambda: plot.units(small_moons(6, 4, 1), 0, *MOONS),
         "units-many": lambda: plot.units(moons_cohort().best(), 1, MOONS[0]),
         "space-two": lambda: plot.feature_space(xor_cohort(64).best(), 0, *XOR),
         "space-many": lambda: plot.feature_space(moons_cohort().best(), 1, *MOONS),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from kohort import notebook
 from kohort.history import CohortHistory, check_confidence, solved, success_rate
 
 
@@ -51,6 +52,10 @@ class Comparison(NamedTuple):
         interval = f"{100 * self.confidence:g} % interval {low} to {high}"
         counts = f"better for {self.better} of {self.seeds} seeds, worse for {self.worse}"
         return f"{self.what} {effect} ({interval}), {counts}, p = {self.p_value:.2g}"
+
+    def _repr_html_(self) -> str:
+        """Shows that in a notebook."""
+        return notebook.line(str(self))
 
 
 def compared(

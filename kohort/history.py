@@ -68,6 +68,10 @@ class SuccessRate(NamedTuple):
         rate, low, high = (f"{100 * share:.1f}" for share in (self.rate, self.low, self.high))
         return f"{self.k} of {self.n} ({rate} %, {interval} {low} to {high} %)"
 
+    def _repr_html_(self) -> str:
+        """Shows that in a notebook."""
+        return notebook.line(str(self))
+
 
 def success_rate(solved: Bool[np.ndarray, " member"] | list[bool], confidence: float = 0.95) -> SuccessRate:
     """Counts successes and gives the Wilson score interval of their rate.

@@ -212,8 +212,16 @@ def logits_of(model: keras.Model) -> list[str | None]:
     return kinds
 
 
+def answers_logit(model: Any) -> bool:
+    """Says whether the loss of a model of one output takes it as a logit: above 0 it means the second class.
+
+    It looks at what the model was compiled with, as a model that was loaded has no loss that is built.
+    """
+    return "sigmoid" in map(_logits_in, tree.flatten(getattr(model, "loss", None)))
+
+
 def _logits_in(loss: Any) -> str | None:
-    function: Any = getattr(loss, "fn", None)
+    function: Any = getattr(loss, "fn", loss)
     options = {**getattr(function, "keywords", {}), **getattr(loss, "_fn_kwargs", {})}
     function = getattr(function, "func", function)  # of a `functools.partial`
     if not options.get("from_logits") or not str(getattr(function, "__module__", "")).startswith("keras."):

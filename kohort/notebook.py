@@ -36,6 +36,11 @@ def section(heading: str, metrics: Mapping[str, np.ndarray], notes: Iterable[str
     return f"<div>{'<br>'.join(lines)}{table}</div>"
 
 
+def line(text: str) -> str:
+    """Returns what reads as a sentence, as HTML."""
+    return f"<div>{html.escape(text)}</div>"
+
+
 def _row(name: str, values: np.ndarray) -> str:
     low, middle, high = _quantiles(values[:, _recorded(values)][:, -1:])[:, 0]
     curve = _curve(name, values)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
-from kohort import keras_internals, saving
+from kohort import keras_internals, keras_parts, saving
 from kohort.checks import received
 from kohort.comparison import Comparison, compared
 from kohort.ensemble import averaged
@@ -107,8 +107,8 @@ class Results:
             **bounds: Metric name to the bound that its value must reach: losses at most, accuracies at least.
 
         Returns:
-            `SurvivalCurve(epochs, share, low, high, first, stopped, diverged, confidence)`, of the last fit; `first` is
-            the first epoch (counted from 1) in which each member solved it. `kohort.plot.survival` draws it.
+            `SurvivalCurve(epochs, share, low, high, first, stopped, diverged, confidence, censored)`, of the last fit;
+            `first` is the first epoch (counted from 1) in which each member solved it. `kohort.plot.survival` draws it.
 
         Raises:
             RuntimeError: If the cohort is not trained.
@@ -424,6 +424,11 @@ class Results:
             What `keras.callbacks.EarlyStopping(mode="auto")` goes by.
         """
         return keras_internals.metric_direction(self._members.templates[0].network, metric)
+
+    @property
+    def answers_logit(self) -> bool:
+        """Whether members answer a logit, as their loss takes one (`from_logits=True`): above 0 it means class 1."""
+        return keras_parts.answers_logit(self._members.templates[0].network)
 
     def _directions(self, metrics: Iterable[str]) -> dict[str, str | None]:
         return {name: self.direction(name) for name in metrics}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kohort import notebook
 from kohort.history import CohortHistory, check_confidence
 
 
@@ -26,6 +27,7 @@ class SurvivalCurve(NamedTuple):
         stopped: How many stopped early, unsolved: censored then.
         diverged: How many diverged, unsolved: never solved.
         confidence: Confidence level of the band.
+        censored: The epochs after which those that stopped early are not known, in order; (stopped,).
 
     Example:
         >>> import numpy as np
@@ -44,6 +46,7 @@ class SurvivalCurve(NamedTuple):
     stopped: int
     diverged: int
     confidence: float
+    censored: np.ndarray = np.empty(0)
 
     @property
     def median(self) -> float:
@@ -57,6 +60,10 @@ class SurvivalCurve(NamedTuple):
         half = "fewer than half of them" if np.isnan(self.median) else f"half of them by epoch {self.median:g}"
         said = f"{solved} of {len(self.first)} solved by epoch {self.epochs[-1]}, {half}"
         return f"{said} ({self.stopped} stopped early, {self.diverged} diverged)"
+
+    def _repr_html_(self) -> str:
+        """Shows that in a notebook."""
+        return notebook.line(str(self))
 
 
 def survival_curve(
@@ -97,7 +104,8 @@ def survival_curve(
     censored = np.where(is_stopped, _last_epochs(epochs, recorded), epochs[-1])[is_unsolved]
     curve = _curve(first[~is_unsolved], censored, np.append(epochs[0] - 1, epochs), float(confidence))
     counts: dict[str, Any] = {"stopped": int(is_stopped.sum()), "diverged": int(is_diverged.sum())}
-    return SurvivalCurve(**curve, **counts, first=first, confidence=float(confidence))
+    counts |= {"first": first, "censored": np.sort(_last_epochs(epochs, recorded)[is_stopped])}
+    return SurvivalCurve(**curve, **counts, confidence=float(confidence))
 
 
 def _check(history: CohortHistory, bounds: Mapping, directions: Mapping, confidence: float) -> None:

@@ -194,7 +194,8 @@ class StudyTable(Mapping):
     def _texts(self) -> list[list[str]]:
         """Returns the head and the rows as text."""
         columns = [[_shown(value) for value in column.tolist()] for column in self.columns.values()]
-        return [list(self.columns), *map(list, zip(*columns, strict=True))]
+        heads = ["median loss" if name == "loss" else name for name in self.columns]  # a parameter is "network.loss"
+        return [heads, *map(list, zip(*columns, strict=True))]
 
     def __str__(self) -> str:
         """Shows the table in columns."""

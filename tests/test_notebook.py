@@ -13,7 +13,8 @@ from PIL import Image
 
 import kohort
 from kohort import notebook, plot
-from kohort.history import CohortHistory
+from kohort.history import CohortHistory, success_rate
+from kohort.survival import survival_curve
 
 
 def parsed(text):
@@ -37,6 +38,15 @@ def test_a_history_shows_the_last_values_and_a_curve_of_each_metric():
         "median accuracy from 0.1 in epoch 1 to 0.5 in epoch 3",
     ]
     assert "COMPLETED: 3" in text
+
+
+def test_rates_curves_and_comparisons_read_as_sentences():
+    log = recorded(loss=[[3.0, 2, 1], [5, 4, 3], [9, 9, 2]])
+    curve = survival_curve(log, {"loss": 2.0}, {"loss": "down"})
+    rate = success_rate([True, False])
+
+    for each in (curve, rate):
+        assert parsed(each._repr_html_()).text == str(each)
 
 
 def test_curves_are_quantiles_over_the_members():

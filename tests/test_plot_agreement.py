@@ -1,8 +1,22 @@
 """How far members agree: shares counted anew from the members' own answers."""
 
+import re
+
 import numpy as np
 import pytest
-from pictures import LIMITS, Cohort, X, Y, network, overlaps, points, trained_cohort
+from pictures import (
+    LIMITS,
+    Cohort,
+    Study,
+    X,
+    Y,
+    network,
+    overlaps,
+    points,
+    recorded,
+    text_boxes,
+    trained_cohort,
+)
 
 import kohort
 from kohort import plot
@@ -84,9 +98,38 @@ def test_of_several_classes_each_is_shown():
     middle = picture.share[:, 15, [10, 15, 21]]
     np.testing.assert_allclose(middle, [[2 / 3, 0, 0], [0, 2 / 3, 0], [1 / 3, 1 / 3, 1]])
     legend = picture.figure_.legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == ["class 0", "class 1", "class 2", "90 % agree"]
+    assert by_rows(legend) == ["class 0", "class 1", "class 2", "lead changes", "90 % agree"]
+    lines = {
+        name: line for name, line in zip(texts_of(legend), legend.legend_handles, strict=True) if "class" not in name
+    }
+    assert [lines[name].get_linewidth() for name in ("lead changes", "90 % agree")] == [2, 1]
     assert legend.get_title().get_text() == "what most of 9 members say, fainter the fewer they are"
     assert overlaps(picture.figure_) == []
+
+
+def texts_of(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def by_rows(legend):
+    """Returns the entries of a legend as they are read: row by row."""
+    legend.figure.canvas.draw()
+    places = [text.get_window_extent() for text in legend.get_texts()]
+    order = sorted(range(len(places)), key=lambda i: (-round(places[i].y0 / 8), places[i].x0))
+    return [texts_of(legend)[i] for i in order]
+
+
+@pytest.mark.parametrize("classes", [4, 5, 7, 10])
+def test_a_legend_of_classes_and_lines_is_read_row_by_row(classes):
+    scores = np.random.default_rng(1).normal(size=(3, 2, classes))
+    cohort = Cohort(answer=lambda x: x @ scores)
+
+    figure = plot.spread(cohort, X, np.arange(4), grid_resolution=20).figure_
+    legend = figure.legends[0]
+
+    names = [each for each in by_rows(legend) if each != "undecided"]
+    assert names == [*(f"class {k}" for k in range(classes)), "lead changes", "90 % agree"]
+    assert overlaps(figure) == []
 
 
 def test_members_that_are_undecided_count_in_part():
@@ -121,6 +164,38 @@ def test_members_that_diverged_are_not_counted():
     assert picture.figure_.legends[0].get_title().get_text() == "2 members, without 1 diverged"
 
 
+@pytest.mark.parametrize("draw", [plot.spread, plot.wall, plot.minima, plot.survival])
+def test_pictures_agree_on_who_diverged(draw):
+    """Of members 0 to 3 the second has a loss that is not finite, but answers, and the third no answers."""
+    log = recorded(range(4), loss=[[1.0, 0.1], [1.0, np.inf], [1.0, np.nan], [1.0, 0.2]])
+    steep = np.array([1.0, 2.0, np.nan, 3.0])[:, None, None]
+    cohort = Cohort(range(4), log, lambda x: steep * x[:, :1])
+
+    record = draw(cohort, loss=0.01) if draw is plot.survival else draw(cohort, **LIMITS, grid_resolution=5)
+
+    counts = {"Minima": lambda: int((record.group < 0).sum()), "Wall": lambda: int(record.failed.sum())}
+    assert counts.get(type(record).__name__, lambda: record.diverged)() == 2
+    said = " ".join(text for text, _ in text_boxes(record.figure_))
+    assert "2 diverged" in said
+
+
+def test_one_member_is_no_members():
+    log = recorded([5, 7], loss=[[1.0, 0.1], [1.0, np.inf]])
+    cohort = Cohort([5, 7], log, lambda x: np.stack([x[:, :1], x[:, 1:]]))
+    one = Cohort([5], recorded([5], loss=[[1.0, 0.1]]), lambda x: x[None, :, :1])
+
+    for record in (
+        plot.spread(cohort, **LIMITS, grid_resolution=5),
+        plot.wall(one, **LIMITS, grid_resolution=5),
+        plot.minima(one, **LIMITS, grid_resolution=5),
+        plot.survival(one, loss=0.5),
+        plot.success(Study({"hidden": [2]}, members=1), loss=0.5),
+    ):
+        said = " ".join(text for text, _ in text_boxes(record.figure_))
+        assert re.search(r"\b1 member\b", said), said
+        assert "1 members" not in said
+
+
 def test_only_the_named_members_are_counted(trained):
     picture = plot.spread(trained, X, Y, members=[8, 2], grid_resolution=5)
 
@@ -150,7 +225,7 @@ def test_classes_and_cohorts_that_cannot_be():
     with pytest.raises(ValueError, match=r"`y` must be labels of two classes\..*the model tells 2 apart\.$"):
         plot.spread(Cohort(), X, Y + X[:, 0] / 3)
     nothing = Cohort(answer=lambda x: np.full((3, len(x), 1), np.nan))
-    with pytest.raises(ValueError, match="`cohort` must be one of which at least one member gives finite answers"):
+    with pytest.raises(ValueError, match="`cohort` must be one of which at least one member did not diverge"):
         plot.spread(nothing, X)
     with pytest.raises(ValueError, match="`members` must be a number of at least 1, or seeds among 5, 2, 9"):
         plot.spread(Cohort(), X, members=0)

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
-from pictures import X, network, overlaps
+from pictures import X, network, overlaps, text_boxes
+from sklearn.decomposition import PCA
 
 from kohort import plot
 
@@ -172,11 +173,83 @@ def test_no_text_overlaps(hidden, features):
     assert overlaps(record.figure_) == []
 
 
-def test_a_network_that_diverged_or_was_never_awake_is_drawn():
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "NaN"), (np.inf, "+inf"), (3e38, "+3e+38"), (0.0, "0")])
+def test_a_network_that_diverged_or_was_never_awake_is_drawn(value, said):
     model = network()
-    for value in (np.nan, 0.0):
-        model.set_weights([np.full_like(weights, value) for weights in model.get_weights()])
-        plot.network(model, X).figure_.canvas.draw()
+    model.set_weights([np.full_like(weights, value) for weights in model.get_weights()])
+
+    figure = plot.network(model, X).figure_
+
+    assert overlaps(figure) == []
+    texts = [text for text, _ in text_boxes(figure)]
+    assert said in texts
+    assert any("not all of them are finite" in text for text in texts) == (not np.isfinite(value))
+
+
+# One input.
+
+
+@pytest.mark.parametrize("x", [np.linspace(-1, 1, 9), np.linspace(-1, 1, 9)[:, None], None], ids=["n", "n, 1", "none"])
+def test_a_network_of_one_input_shows_the_curve_of_each_unit(x):
+    model = network(features=1)
+
+    record = plot.network(model, x, grid_resolution=7)
+
+    ends = (-1, 1) if x is None else (-1.5, 1.5)
+    np.testing.assert_allclose(record.grid, np.linspace(*ends, 7))
+    assert [maps.shape for maps in record.maps] == [(1, 7), (6, 7), (1, 7)]
+    expected = model.predict(record.grid[:, None], verbose=0)[:, 0]
+    np.testing.assert_allclose(record.maps[-1][0], expected, rtol=1e-5, atol=1e-6)
+    assert len(record.ax_.lines) == 8
+    for curve, unit in zip(record.ax_.lines, record.units_, strict=True):
+        assert (np.hypot(*(curve.get_xydata() - unit.center).T) <= unit.radius).all()
+    assert any(f"for inputs from {ends[0]:g} to {ends[1]:g}" in text.get_text() for text in record.ax_.texts)
+    assert overlaps(record.figure_) == []
+    assert plot.network(model, x, xlim=(0, 3)).grid[-1] == 3
+
+
+@pytest.mark.parametrize("name", ["ylim", "features", "fixed", "projection"])
+def test_what_a_network_of_one_input_has_no_use_for(name):
+    message = rf"`{name}` must be left out where the network has one input\. .*`xlim` chooses what is drawn"
+    with pytest.raises(ValueError, match=message):
+        plot.network(network(features=1), np.zeros(3), **{name: (0, 1)})
+
+
+# What stands below and beside the units.
+
+
+def test_a_long_caption_is_broken():
+    x = np.random.default_rng(0).normal(size=(30, 5)).astype("float32")
+
+    record = plot.network(network(features=5), x, projection=PCA(2).fit(x))
+
+    assert overlaps(record.figure_) == []
+    assert any("component 1 and component 2" in text.get_text() for text in record.ax_.texts)
+
+
+@pytest.mark.parametrize("hidden", [(5,), (7,), (8,), (9,), (8, 3)], ids=str)
+def test_no_number_stands_on_a_unit(hidden):
+    record = plot.network(network(hidden=hidden), X)
+
+    record.figure_.canvas.draw()
+    units = [unit.get_window_extent() for unit in record.units_]
+    numbers = [text.get_bbox_patch().get_window_extent() for text in record.ax_.texts if text.get_bbox_patch()]
+    assert len(numbers) >= sum(hidden) + 1
+    assert not any(number.overlaps(unit) for number in numbers for unit in units)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "said"),
+    [
+        ((8,), "the ring and the number below a unit: its bias"),
+        ((16,), "the ring of a unit and, where there is room, the number below: its bias"),
+    ],
+    ids=str,
+)
+def test_the_caption_says_which_numbers_there_are(hidden, said):
+    caption = plot.network(network(hidden=hidden), X).ax_.texts[-1].get_text().replace("\n", " ")
+
+    assert said in caption
 
 
 # Layers.

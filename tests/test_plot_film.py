@@ -288,7 +288,7 @@ def test_a_film_in_the_place_of_axes_of_ones_own(film):
         ({"y": np.arange(4)}, ValueError, r"`y` must be labels of two classes\."),
         ({"grid_resolution": 1}, ValueError, r"`grid_resolution` must be an integer of at least 2\."),
         ({"batch_size": 0}, ValueError, r"`batch_size` must be an integer of at least 1\."),
-        ({"batchsize": 3}, TypeError, r"unexpected keyword argument 'batchsize'"),
+        ({"batchsize": 3}, TypeError, r"`batchsize` must be .*\. Did you mean `batch_size`\?"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip

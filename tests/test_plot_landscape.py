@@ -4,7 +4,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from pictures import X, Y, network, overlaps
+from pictures import X, Y, network, overlaps, text_boxes
 from test_promises import compilations
 
 import kohort
@@ -140,6 +140,31 @@ def test_drawing_again_computes_nothing_and_no_text_overlaps():
     assert overlaps(record.plot().figure_) == []
     assert record.ax_.texts
     assert all(text.get_path_effects() for text in record.ax_.texts)  # readable on light and dark levels
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_a_network_that_diverged_says_so_and_warns_of_nothing(value):
+    model = network()
+    model.compile(loss="mse")
+    model.set_weights([np.full_like(weights, value) for weights in model.get_weights()])
+
+    record = plot.loss_landscape(model, X, Y, grid_resolution=5)
+
+    texts = [text for text, _ in text_boxes(record.figure_)]
+    assert "not finite" in texts
+    assert len(record.figure_.axes) == 1  # a bar of colours would show numbers that there are not
+    assert overlaps(record.figure_) == []
+
+
+def test_what_is_not_finite_in_a_landscape_is_named():
+    aa, bb = np.meshgrid(*[np.linspace(-1, 1, 5)] * 2)
+    loss = np.where(aa > 0.7, np.nan, 1 + aa**2 + bb**2)
+    flat = {"center": [np.zeros(2)], "first": [np.ones(2)], "second": [np.ones(2)]}
+
+    record = plot.LossLandscape(aa=aa, bb=bb, loss=loss, **flat).plot()
+
+    assert "blank: not finite" in [text for text, _ in text_boxes(record.figure_)]
+    assert overlaps(record.figure_) == []
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])

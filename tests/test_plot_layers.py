@@ -209,6 +209,66 @@ def test_models_that_cannot_be_looked_into():
         plot.units(network(features=3), 0, GENERATOR.normal(size=(5, 3)))
 
 
+@pytest.mark.parametrize("y", [Y, 2 * Y - 1, np.eye(2)[Y.astype(int)], Y[:, None], Y > 0], ids=lambda y: str(y.shape))
+def test_samples_of_each_class_have_a_marker_and_a_filling_of_their_own(y):
+    record = plot.units(network(), 0, X, y, grid_resolution=6)
+
+    np.testing.assert_array_equal(record.labels, Y)
+    first, second = record.axes_[0].lines
+    np.testing.assert_array_equal(first.get_xydata(), X[Y == 0])
+    np.testing.assert_array_equal(second.get_xydata(), X[Y == 1])
+    assert first.get_marker() != second.get_marker()
+    for line in (first, second):  # one of both is seen on any colour
+        assert {line.get_markerfacecolor(), line.get_markeredgecolor()} == {"black", "white"}
+    assert first.get_markerfacecolor() != second.get_markerfacecolor()
+    named = [text.get_text() for text in record.figure_.legends[0].get_texts()]
+    assert named == [f"class {record.classes[k]:g}" for k in (0, 1)]
+    assert overlaps(record.figure_) == []
+
+
+def test_samples_of_a_regression_are_samples():
+    record = plot.units(network(), 0, X, np.array([0.0, 0.5, 1.0, 9.0]), grid_resolution=6)
+
+    assert record.labels is None
+    assert [line.get_label() for line in record.axes_[0].lines] == ["sample"]
+    assert record.figure_.legends == []
+    with pytest.raises(ValueError, match=r"`y` must be classes of shape \(sample,\), or one-hot\. .*shape=\(4, 1, 1\)"):
+        plot.units(network(), 0, X, np.zeros((4, 1, 1)))
+    with pytest.raises(TypeError, match=r"`y` must hold numbers"):
+        plot.units(network(), 0, X, np.array(["a", "b", "a", "b"]))
+
+
+def test_lines_of_all_units_are_at_the_same_levels_which_the_bar_shows():
+    record = plot.units(network(), 0, X, grid_resolution=20)
+
+    (bar,) = (ax for ax in record.ax_.child_axes if ax not in record.axes_)
+    ticks = set(np.round(bar.get_yticks(), 6))
+    assert len(ticks) > 3
+    for cell in record.axes_:
+        (lines,) = (each for each in cell.collections if hasattr(each, "levels"))
+        assert set(np.round(lines.levels, 6)) <= ticks
+        dashed = [pattern is not None for _, pattern in lines.get_linestyle()]
+        assert dashed == [level < 0 for level in lines.levels]
+    assert "lines at the ticks of the bar, dashed below 0" in [text.get_text() for text in record.ax_.texts]
+
+
+def test_the_name_of_the_first_axis_stands_in_the_middle_of_the_cells():
+    record = plot.units(network(), 0, X, grid_resolution=6)
+
+    record.figure_.canvas.draw()
+    boxes = [cell.get_window_extent() for cell in record.axes_]
+    middle = (min(box.x0 for box in boxes) + max(box.x1 for box in boxes)) / 2
+    label = next(text for text in record.ax_.texts if text.get_text().startswith("x[:, 0]")).get_window_extent()
+    assert abs((label.x0 + label.x1) / 2 - middle) < 2
+
+
+def test_a_layer_whose_units_all_answer_the_same_has_a_space_without_a_warning():
+    model = network()
+    model.set_weights([0 * weights for weights in model.get_weights()])
+
+    assert plot.feature_space(model, 0, X, Y).variance == 0
+
+
 def test_units_that_the_layer_does_not_have():
     for units in ([6], [-1], []):
         with pytest.raises(ValueError, match=r"`units` must be numbers of the layer's units, from 0 to 5\. Received"):

@@ -183,6 +183,19 @@ def test_arguments_that_do_not_fit(arguments, message):
         plot.success(study, **{"loss": 0.5} | arguments)
 
 
+def test_a_parameter_that_only_has_a_default_is_not_in_the_grid(trained):
+    with pytest.raises(
+        ValueError, match=r"`over` must be one of the parameters 'hidden'\..* They are those in the grid"
+    ):
+        plot.success(trained, over="activation", loss=0.5)
+
+
+def test_an_argument_that_is_misspelt(trained):
+    message = r"`confidense` must be an argument of `kohort\.plot\.success`, or .* Did you mean `confidence`\?"
+    with pytest.raises(TypeError, match=message):
+        plot.success(trained, confidense=0.9, loss=0.1)
+
+
 def test_fixed_must_be_a_dict():
     with pytest.raises(TypeError, match=r"`fixed` must be a dict from parameter to value\. Received: fixed='hidden'\."):
         plot.success(Study({"hidden": WIDTHS}), fixed="hidden", loss=0.5)

@@ -162,6 +162,7 @@ def test_the_record_of_network():
         plane=record.plane,
         maps=maps,
         sums=sums,
+        grid=None,
     )
 
 
@@ -177,10 +178,13 @@ def test_the_record_of_network_that_is_drawn_as_layers():
 def test_the_record_of_units():
     model, at = network(), plane(X)
 
-    record = plot.units(model, 0, X, grid_resolution=GRID)
+    record, of_classes = (plot.units(model, 0, X, *y, grid_resolution=GRID) for y in ((), (Y,)))
 
     maps = of_units(model, model.layers[0], at["points"])
-    compare(record, **at, activations=maps, shown=tuple(range(6)), units=6, layer=model.layers[0].name, columns=3)
+    cells = {"activations": maps, "shown": tuple(range(6)), "units": 6, "layer": model.layers[0].name}
+    none = {"labels": None, "classes": ()}
+    compare(record, **at, **cells, columns=None, **none)
+    compare(of_classes, **at, **cells, columns=None, labels=Y.astype(int), classes=(0.0, 1.0))
 
 
 def test_the_record_of_feature_space():
@@ -235,7 +239,7 @@ def test_the_record_of_wall(trained, members, losses):
 
     order = sorted(range(len(SEEDS)), key=lambda i: losses[i, -1])
     cells = {"seeds": tuple(SEEDS[i] for i in order), "metric": "loss", "criterion": f"loss ≤ {bound:g}"}
-    cells |= {"failed": np.array([False] * 5 + [True] * 3), "members": len(SEEDS), "columns": 3}
+    cells |= {"failed": np.array([False] * 5 + [True] * 3), "members": len(SEEDS), "columns": None}
     responses = np.array([said(members[i], at["points"]) for i in order])
     compare(record, **at, **CLASSES, **cells, responses=responses, values=np.sort(losses[:, -1]))
 
@@ -288,7 +292,7 @@ def test_the_record_of_minima(trained, members, losses, tolerance, sizes):
         group=np.array([next(k for k, each in enumerate(groups) if i in each) for i in range(len(members))]),
         metric="loss",
         shown=12,
-        columns=math.ceil(math.sqrt(len(groups))),
+        columns=None,
     )
 
 
@@ -349,7 +353,7 @@ def test_the_record_of_survival(trained, losses):
         high.append(share[-1] ** math.exp(-aside))
     curve = {"share": np.array(share), "low": np.array(low), "high": np.array(high), "first": first}
     assert len({*first[np.isfinite(first)]}) > 2
-    words = {"criterion": f"loss ≤ {bound:g}", "confidence": 0.95, "stopped": 0, "diverged": 0}
+    words = {"criterion": f"loss ≤ {bound:g}", "confidence": 0.95, "stopped": 0, "diverged": 0, "censored": np.empty(0)}
     compare(record, epochs=np.arange(EPOCHS + 1), **curve, **words)
 
 
@@ -388,7 +392,7 @@ def test_the_record_of_animate():
     responses = np.array([[answers[k, :, 0].reshape(GRID, GRID) for answers, _ in seen] for k in (0, 2, 6)])
     values = np.array([[math.nan, math.nan], *([losses[k - 1] for _, losses in seen] for k in (2, 6))])
     frames = {"responses": responses, "values": values, "epochs": np.array([0, 2, 6]), "seeds": seeds}
-    compare(record, **at, **CLASSES, **frames, metric="loss", members=2, begun=0, columns=2)
+    compare(record, **at, **CLASSES, **frames, metric="loss", members=2, begun=0, columns=None)
 
 
 def test_every_picture_is_compared_here():

@@ -65,7 +65,11 @@ def test_stopped_members_are_censored_and_diverged_ones_never_solve_it():
     np.testing.assert_allclose(record.share, [1, 1, 0.8, 0.8, 0.8 * 2 / 3])  # of 5 and 3 at risk, after the stops
     assert (record.stopped, record.diverged) == (2, 1)
     labels = record.ax_.get_legend_handles_labels()[1]
-    assert {"1 diverged: never solved", "2 stopped early: censored"} <= set(labels)
+    assert {"1 diverged: never solved", "2 stopped early: censored there"} <= set(labels)
+    (marks,) = (line for line in record.ax_.lines if line.get_label().endswith("censored there"))
+    np.testing.assert_array_equal(record.censored, [1, 3])
+    np.testing.assert_allclose(marks.get_xydata(), [[1, 1], [3, 0.8]])  # on the curve
+    assert marks.get_marker() not in ("", "None")
 
 
 def test_the_band_is_scipys_and_defined_everywhere():

@@ -1,6 +1,7 @@
 """What pictures are asked that cannot be drawn: each mistake, for each picture that one can make it with."""
 
 import re
+import types
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -116,6 +117,69 @@ def test_a_bound_of_a_metric_that_was_not_recorded(name):
     message = r"^`auc` must be a metric of the history: loss, accuracy\. Received: auc=0\.9\. Metrics are named in"
     with pytest.raises(ValueError, match=message):
         OF_A_BOUND[name]()
+    assert plt.get_fignums() == []
+
+
+# A name that is written wrongly, of an argument that the function has.
+
+MISSPELT = {
+    "wall": (lambda: plot.wall(Cohort(history=LOG), X, Y, colums=3), "colums=3", "columns", "a metric of the history"),
+    "survival": (
+        lambda: plot.survival(Cohort(history=LOG), confidense=0.9, loss=0.1),
+        "confidense=0.9",
+        "confidence",
+        "a metric of the history",
+    ),
+    "animate": (lambda: plot.animate(compiled(), X, Y, epochs=2, frams=4), "frams=4", "frames", "one of `fit`"),
+    "animate, of fit": (
+        lambda: plot.animate(kohort.Cohort(compiled(), seeds=2), X, Y, epochs=2, bootstap=True),
+        "bootstap=True",
+        "bootstrap",
+        "one of `fit`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_an_argument_that_is_misspelt(name):
+    draw, received, meant, else_ = MISSPELT[name]
+    wrong, function = received.split("=")[0], name.split(",")[0]
+    message = rf"^`{wrong}` must be an argument of `kohort\.plot\.{function}`, or {else_}.*\. Received: {received}\. "
+    with pytest.raises(TypeError, match=message + rf"Did you mean `{meant}`\?$"):
+        draw()
+    assert plt.get_fignums() == []
+
+
+def test_a_metric_is_no_argument_that_is_misspelt():
+    named = recorded(by_=[[1.0, 0.1]] * 3, loss=[[1.0, 0.1]] * 3)
+
+    assert plot.survival(Cohort(history=named), by_=0.5).criterion == "by_ ≥ 0.5"
+
+
+# What leads to what a picture takes.
+
+TRIAL = types.SimpleNamespace(cohort=lambda: None)
+OF_A_COHORT = r"Take the cohort of one of its trials: `study\.trial\(\.\.\.\)\.cohort\(\)`\.$"
+LEADS = {
+    "history of a study": (
+        lambda: plot.history(Study({"hidden": [2]})),
+        r"Take one of its trials: `study\.trial\(\.\.\.\)`",
+    ),
+    "wall of a study": (lambda: plot.wall(Study({"hidden": [2]}), X), OF_A_COHORT),
+    "survival of a study": (lambda: plot.survival(Study({"hidden": [2]}), loss=1), OF_A_COHORT),
+    "film of a study": (lambda: plot.animate(Study({"hidden": [2]}), X, Y, epochs=2), OF_A_COHORT),
+    "curve of a study": (lambda: plot.response_curve(Study({"hidden": [2]}), X[:, 0]), OF_A_COHORT),
+    "wall of a trial": (lambda: plot.wall(TRIAL, X), r"Take its cohort: `trial\.cohort\(\)`\.$"),
+    "spread of a path": (lambda: plot.spread("a.kohort", X), r"Read it first: `kohort\.open\(path\)\.trial"),
+    "success of a path": (lambda: plot.success("a.kohort", loss=1), r"Open it: `kohort\.open\(path\)`\.$"),
+}
+
+
+@pytest.mark.parametrize("name", LEADS)
+def test_a_study_a_trial_or_a_path_in_the_place_of_a_cohort(name):
+    draw, step = LEADS[name]
+    with pytest.raises(TypeError, match=step):
+        draw()
     assert plt.get_fignums() == []
 
 

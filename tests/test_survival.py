@@ -57,6 +57,7 @@ def test_who_stopped_early_is_censored_there_and_who_diverged_never_solves_it():
     theirs = ecdf(CensoredData(uncensored=[2, 4], right=[1, 3, 4, 4])).sf
     np.testing.assert_allclose(made.share, theirs.evaluate(made.epochs))
     assert (made.stopped, made.diverged) == (2, 1)
+    np.testing.assert_array_equal(made.censored, [1, 3])
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])

@@ -4,6 +4,7 @@ In come a trained cohort and samples; out comes a record of shares over a plane.
 a thousand boundaries is the uncertainty that one boundary hides.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from kohort.plot.plane import cut, features_of
-from kohort.plot.sources import answers_of_members, check_cohort, chosen
-from kohort.plot.style import BAND, LETTER, between_classes, check_axes, halo, on_axes, require
+from kohort.plot.sources import answers_of_members, check_cohort, chosen, diverged, threshold_of
+from kohort.plot.style import BAND, LETTER, between_classes, check_axes, counted, halo, on_axes, require
 from kohort.plot.surface import Surface, meaning, votes
 
 # Of several classes: the shares at which the colour of the one that most members say gets fainter, and how much.
@@ -38,7 +39,7 @@ class Spread(Surface):
     share: np.ndarray  # of the members, which say `label` at each grid point, (grid, grid), or (class, grid, grid)
     label: Any = 1  # the class they say; None: each of the classes
     members: int  # that are counted
-    diverged: int = 0  # that are not, as their answers are not finite
+    diverged: int = 0  # that are not, as their last loss or their answers are not finite
     ax_: Any = field(default=None, init=False)  # once drawn
 
     def plot(self, ax: Any = None) -> "Spread":
@@ -79,9 +80,11 @@ class Spread(Surface):
             self.draw_samples(self.ax_, self.x, 7.5)
         self.name_axes(self.ax_)
         if is_ours:
-            agreed = Line2D([], [], color=rcParams["text.color"], label="90 % agree", **self._line(BAND[2]))
+            lines = {"lead changes": BAND[1], "90 % agree": BAND[2]}
+            handles = [self._drawn(name, level) for name, level in lines.items()]
             title = f"what most of {self._counted()} say, fainter the fewer they are"
-            self.draw_legend(self.figure_, agreed, title=title, loc="outside upper center", ncols=5)
+            columns = math.ceil(len(self.classes) / math.ceil(len(self.classes) / 4))  # the lines stand below them
+            self.draw_legend(self.figure_, *handles, title=title, loc="outside upper center", ncols=columns)
         return self
 
     def _name_lines(self, lines: Any) -> None:
@@ -111,21 +114,24 @@ class Spread(Surface):
                 text.set(path_effects=halo(), color=rcParams["text.color"])
 
     def _counted(self) -> str:
-        return f"{self.members} members" + (f", without {self.diverged} diverged" if self.diverged else "")
+        without = f", without {self.diverged:,} diverged" if self.diverged else ""
+        return counted(self.members, "member") + without
 
     @staticmethod
     def _line(level: float) -> dict:
         is_median = level == BAND[1]
         return {"linestyle": "-" if is_median else "--", "linewidth": 2.0 if is_median else 1.0}
 
+    def _drawn(self, name: str, level: float) -> Line2D:
+        """Returns what a legend shows of a line."""
+        return Line2D([], [], color=rcParams["text.color"], label=name, **self._line(level))
+
     def _explain(self, region: Any) -> None:
         """Adds a bar for the shares and a legend for lines and markers."""
         bar = self.figure_.colorbar(region, ax=self.ax_, format=PercentFormatter(1), ticks=np.linspace(0, 1, 6))
         bar.set_label(f"members that say class {self.label:g}")
         lines = {"half of the members": BAND[1], "10 % and 90 %": BAND[0]}
-        handles = [
-            Line2D([], [], color=rcParams["text.color"], label=name, **self._line(at)) for name, at in lines.items()
-        ]
+        handles = [self._drawn(name, level) for name, level in lines.items()]
         if self.labels is not None:
             handles += [Line2D([], [], **look) for look in self.looks()]
         title = self._counted()
@@ -171,8 +177,8 @@ def spread(
         ax: Matplotlib axes to draw on; None makes a figure.
 
     Returns:
-        The record, drawn: `xx0`, `xx1`, `points`, `share` and so on. Members whose answers are not finite say nothing:
-        they are not counted, and `diverged` tells how many they are.
+        The record, drawn: `xx0`, `xx1`, `points`, `share` and so on. Members that diverged say nothing: they are not
+        counted, and `diverged` tells how many they are.
 
     Raises:
         TypeError, ValueError: An argument is not what it must be, or all members diverged.
@@ -196,14 +202,14 @@ def spread(
     n = features_of(cohort, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[among]
-    means = meaning(responses, responses.shape[3:], y, threshold, regression=False)
+    means = meaning(responses, responses.shape[3:], y, threshold_of(cohort, threshold), regression=False)
     classes = means["classes"]
     label = classes[1] if label is None and len(classes) == 2 else label
     named = ", ".join(f"{name:g}" for name in classes)
     require(label is None or label in classes, "label", f"one of the classes {named}", label, "Pass one of them.")
-    finite = np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))
+    finite = ~diverged(cohort, among, responses)
     step_back = "Train with a smaller learning rate."
-    require(finite.any(), "cohort", "one of which at least one member gives finite answers", cohort, step_back)
+    require(finite.any(), "cohort", "one of which at least one member did not diverge", cohort, step_back)
     shares = votes(responses[finite], means["threshold"]).mean(axis=1)
     share = shares if label is None else shares[classes.index(label)]
     counts: dict[str, Any] = {"members": int(finite.sum()), "diverged": int((~finite).sum())}

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kohort.plot.plane import cut, features_of
-from kohort.plot.sources import check_single
+from kohort.plot.sources import check_single, threshold_of
 from kohort.plot.style import check_axes, on_axes, require
 from kohort.plot.surface import Surface, answers, meaning
 
@@ -76,7 +76,8 @@ def decision_boundary(
         projection: Instead of these, a fitted projection onto two components with `transform` and `inverse_transform`,
             such as `sklearn.decomposition.PCA(2).fit(x)`: the picture is the plane of the components.
         grid_resolution: Grid points along each axis, at least 2.
-        threshold: Default: halfway between the two labels in `y`, else 0.5. Pass 0 for logits.
+        threshold: Default: 0 where the model's loss takes logits (`from_logits=True`), else halfway between the two
+            labels in `y`, else 0.5.
         regression: Whether a single output is a number and not a class. Default: whether `y` holds more than two
             different numbers with a fractional type.
         ax: Matplotlib axes to draw on; None makes a figure.
@@ -103,5 +104,5 @@ def decision_boundary(
     plane = cut(features_of(model, x), x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     options: dict = {"batch_size": 10_000, "verbose": 0} if isinstance(model, keras.Model) else {}
     response = answers(model.predict, plane, **options)
-    means = meaning(response, response.shape[2:], y, threshold, regression)
+    means = meaning(response, response.shape[2:], y, threshold_of(model, threshold), regression)
     return DecisionBoundary(**plane, **means, response=response).plot(ax)

@@ -4,6 +4,8 @@ In comes a Keras model; out comes a record of weights, biases and activation map
 parameters can be seen at one glance, and no graph of boxes shows them.
 """
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +19,14 @@ from matplotlib.patches import Circle
 from kohort.plot.activations import draw_activation, ends_of
 from kohort.plot.blueprint import LayerDiagram, layers_of
 from kohort.plot.layers import answers_of, check_model
-from kohort.plot.plane import Plane, cut, limits_without
-from kohort.plot.style import COLOURS, LETTER, SMALLEST, Display, check_axes, on_axes, shortened
+from kohort.plot.plane import Plane, check_resolution, cut, ends_along, flat, limits_without
+from kohort.plot.style import COLOURS, LETTER, SMALLEST, Display, check_axes, on_axes, require, shortened
 
 MOST_UNITS, MOST_LAYERS = 16, 8  # beyond them a network is drawn as layers
 STEP = 1.9  # inches between layers
 NUMBERED = 8  # weights between two layers that are written out
+SMALL = 7.5  # points of a letter
+LINE, NUMBER = 0.14, 0.23  # inches of a line of the caption, and that a number takes below a unit
 # Layers that do something to each unit by itself: their units are those of the dense layer before.
 UNITWISE = (
     keras.layers.Activation,
@@ -51,8 +55,11 @@ class NetworkDiagram(Display):
     captions: list  # above each column, the inputs first
     names: tuple = ()  # of the inputs
     plane: Plane | None = None  # over which the maps are, for two inputs
-    maps: list = field(default_factory=list)  # activations of each column, the inputs first, (unit, grid, grid)
-    sums: list = field(default_factory=list)  # of each layer what its activation is applied to, likewise
+    grid: np.ndarray | None = None  # or along which, for one input, (grid,)
+    maps: list = field(
+        default_factory=list
+    )  # activations of each column, the inputs first, (unit, grid, grid) or (unit, grid)
+    sums: list = field(default_factory=list)  # of each layer what its activation is applied to, (unit, grid, grid)
     units_: list = field(default_factory=list, init=False)  # once drawn, the circles
     ax_: Any = field(default=None, init=False)  # once drawn
     figure_: Any = field(default=None, init=False)  # once drawn
@@ -70,15 +77,18 @@ class NetworkDiagram(Display):
 
     def plot(self, ax: Any = None) -> "NetworkDiagram":
         """Draws the record on `ax`, or in a figure made here, and returns it."""
-        left = max(1.2, 0.5 + 7.5 * LETTER * max((len(shortened(name)) for name in self.names), default=0))
-        width, height = left + 1.2 + STEP * len(self.weights), self.height + 1.7
+        left = max(1.2, 0.5 + SMALL * LETTER * max((len(shortened(name)) for name in self.names), default=0))
+        width = left + 1.2 + STEP * len(self.weights)
+        text = self._caption(max(width, 5.4) if ax is None else width)
+        below = 0.6 + LINE * (1 + text.count("\n"))
+        height = below + self.height + 0.65
         self.ax_ = on_axes(ax, (max(width, 5.4), height))
         self.figure_ = self.ax_.figure
-        self.ax_.set(xlim=(-left, width - left), ylim=(-1.05, self.height + 0.65), aspect="equal")
+        self.ax_.set(xlim=(-left, width - left), ylim=(-below, self.height + 0.65), aspect="equal")
         self.ax_.set_axis_off()
         inches = self.ax_.get_window_extent().size / self.figure_.dpi
-        small = 7.5 * min(1.0, *(1.15 * inches / [width, height])) if ax is not None else 7.5
-        radius = min(0.36, 0.4 * self.height / max(self.sizes))
+        small = SMALL * min(1.0, *(1.15 * inches / [width, height])) if ax is not None else SMALL
+        radius = self._radius
         self.units_, others = [], len(self.ax_.texts)
         for column in range(len(self.sizes)):
             if column:
@@ -86,10 +96,21 @@ class NetworkDiagram(Display):
             self._draw_units(column, radius, small)
             place = column * STEP, self.height + 0.12
             self.ax_.text(*place, self.captions[column], ha="center", va="bottom", fontsize=small + 1)
-        self._explain(small)
+        self._explain(text, small)
         for artist in (*self.ax_.texts[others:], self.ax_.get_legend()):
             artist.set_visible(small >= SMALLEST)
         return self
+
+    @property
+    def _radius(self) -> float:
+        """Inches of a unit's radius, which leaves room for the numbers below the units."""
+        apart = [self.height / size for size in self.sizes]
+        numbered = [gap for i, gap in enumerate(apart) if i and self._is_numbered(i)]
+        return min(0.36, 0.4 * min(apart), *((gap - NUMBER) / 2 for gap in numbered))
+
+    def _is_numbered(self, column: int) -> bool:
+        """Says whether the units of a column are far enough apart for their biases below them."""
+        return self.height / self.sizes[column] > 0.8
 
     def _places(self, column: int) -> np.ndarray:
         """Returns the centres of a column's units, from top to bottom, (unit, 2)."""
@@ -97,38 +118,38 @@ class NetworkDiagram(Display):
         return np.column_stack((np.full(n, column * STEP), self.height * (1 - (np.arange(n) + 0.5) / n)))
 
     def _draw_weights(self, column: int, radius: float, small: float) -> None:
-        kernel, largest = self.weights[column - 1], max(np.abs(w).max(initial=0) for w in self.weights)
+        kernel, largest = np.nan_to_num(self.weights[column - 1], posinf=0, neginf=0), _largest(self.weights)
         before, after = self._places(column - 1), self._places(column)
         lines = [[a, b] for a in before for b in after]
         for is_negative in (False, True):
             own = np.flatnonzero((kernel.ravel() < 0) == is_negative)
-            widths = 0.3 + 4 * np.abs(kernel.ravel()[own]) / (largest or 1)
+            widths = 0.3 + 4 * (np.abs(kernel.ravel()[own]) / (largest or 1))
             style = {"color": COLOURS[int(is_negative)], "linestyles": _dash(is_negative), "zorder": 1}
             self.ax_.add_collection(LineCollection([lines[i] for i in own], linewidths=widths, **style))
-        places = _apart(np.array(lines)) if kernel.size <= NUMBERED and np.isfinite(kernel).all() else None
+        places = _apart(np.array(lines)) if kernel.size <= NUMBERED else None
         if places is not None:
-            for (x, y), weight in zip(places, kernel.ravel(), strict=True):
+            for (x, y), weight in zip(places, self.weights[column - 1].ravel(), strict=True):
                 self._write(x, y, _signed(weight), small, va="center")
 
     def _draw_units(self, column: int, radius: float, small: float) -> None:
         places, is_input = self._places(column), column == 0
         biases = np.zeros(len(places)) if is_input else self.biases[column - 1]
-        largest = max((np.abs(b).max(initial=0) for b in self.biases), default=0)
+        widths = np.abs(np.nan_to_num(biases, posinf=0, neginf=0)) / (_largest(self.biases) or 1)
         maps = self.maps[column] if self.maps else None
         for i, (x, y) in enumerate(places):
-            edge = 1.0 if is_input else 0.8 + 2.2 * abs(biases[i]) / (largest or 1)
+            edge = 1.0 if is_input else 0.8 + 2.2 * widths[i]
             ring = {"edgecolor": rcParams["text.color"], "linestyle": _dash(biases[i] < 0), "linewidth": edge}
             circle = Circle((x, y), radius, facecolor=rcParams["axes.facecolor"], zorder=3)
             self.ax_.add_patch(circle)
             if maps is not None:
                 ends = ends_of(maps[i] if is_input else maps)  # each input has a range of its own
-                sums = None if is_input else self.sums[column - 1][i]
+                sums = None if is_input or not self.sums else self.sums[column - 1][i]
                 self._draw_map(circle, maps[i], ends, sums)
             self.ax_.add_patch(Circle((x, y), radius, fill=False, zorder=4, **ring))
             self.units_.append(circle)
             if is_input and self.names:
                 self.ax_.text(x - radius - 0.08, y, shortened(self.names[i]), ha="right", va="center", fontsize=small)
-            elif not is_input and self.height / len(places) > 0.8:
+            elif not is_input and self._is_numbered(column):
                 self._write(x, y - radius - 0.06, _signed(biases[i]), small, va="top")
 
     def _write(self, x: float, y: float, text: str, size: float, va: Any) -> None:
@@ -137,11 +158,17 @@ class NetworkDiagram(Display):
         self.ax_.text(x, y, text, ha="center", va=va, fontsize=size, bbox=box, zorder=5)
 
     def _draw_map(self, circle: Circle, values: np.ndarray, ends: tuple[float, float], sums: np.ndarray | None) -> None:
-        """Draws the activation inside the circle, and the line where the unit's sum is zero."""
+        """Draws the activation inside the circle, and the line where the unit's sum is zero; of one input a curve."""
         (x, y), r = circle.center, circle.radius
+        if values.ndim == 1:
+            across = np.linspace(-0.76, 0.76, len(values))
+            up = 1.16 * (values - ends[0]) / ((ends[1] - ends[0]) or 1) - 0.58
+            (curve,) = self.ax_.plot(x + r * across, y + r * up, color=COLOURS[0], linewidth=1.5, zorder=3.5)
+            curve.set_clip_path(circle)
+            return
         xx0, xx1 = np.meshgrid(np.linspace(x - r, x + r, values.shape[1]), np.linspace(y - r, y + r, values.shape[0]))
         held = self.ax_.get_xlim(), self.ax_.get_ylim()
-        image = draw_activation(self.ax_, Plane(xx0=xx0, xx1=xx1), values, ends, lines=False)
+        image = draw_activation(self.ax_, Plane(xx0=xx0, xx1=xx1), values, ends)
         image.set(clip_path=circle, zorder=3)
         if sums is not None and sums.min() < 0 < sums.max():
             style = {"levels": [0], "colors": "white", "linewidths": 1.2, "zorder": 3.5}
@@ -149,22 +176,35 @@ class NetworkDiagram(Display):
             line.set(clip_path=circle, path_effects=None)
         self.ax_.set(xlim=held[0], ylim=held[1], aspect="equal")
 
-    def _explain(self, small: float) -> None:
+    def _explain(self, text: str, small: float) -> None:
         """Says what widths, dashes and colours mean."""
         style = [{"color": COLOURS[k], "linestyle": _dash(bool(k)), "linewidth": 2} for k in (0, 1)]
         handles = [Line2D([], [], **look) for look in style]
         place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.0), "ncols": 2, "frameon": False, "fontsize": small}
         self.ax_.legend(handles, ["positive weight or bias", "negative: dashed"], **place, handlelength=3.5)
-        largest = max(np.abs(w).max(initial=0) for w in self.weights)
-        text = f"the widest line is a weight of {largest:.3g}; the ring and the number below a unit: its bias"
-        if self.plane is not None:
-            (a, b), (c, d) = self.plane.limits.values()
-            drawn = " and ".join(map(shortened, self.plane.names)) if self.plane.note else "inputs"
-            ends = f"from ({a:.3g}, {c:.3g}) to ({b:.3g}, {d:.3g})"
-            text += f"\nin each unit: its activation for {drawn} {ends}, light: high;"
-            text += "\nwhite line: where its weighted sum is 0" + (f"; {self.plane.note}" if self.plane.note else "")
         middle = 0.5 * sum(self.ax_.get_xlim())
         self.ax_.text(middle, -0.15, text, ha="center", va="top", fontsize=small, linespacing=1.3)
+
+    def _caption(self, width: float) -> str:
+        """Returns what stands below the columns, in lines of so many inches."""
+        is_numbered = [self._is_numbered(i) for i in range(1, len(self.sizes))]
+        number = "the ring and the number below a unit" if all(is_numbered) else "the ring of a unit"
+        number += " and, where there is room, the number below" if any(is_numbered) and not all(is_numbered) else ""
+        said = [f"the widest line is a weight of {_largest(self.weights):.3g}; {number}: its bias"]
+        if not all(np.isfinite(each).all() for each in (*self.weights, *self.biases)):
+            said[0] += "; not all of them are finite"
+        if self.plane is not None:
+            (a, b), (c, d) = self.plane.limits.values()
+            names = [name.split(" (")[0] for name in self.plane.names]  # how much variance is not said here
+            drawn = " and ".join(map(shortened, names)) if self.plane.note else "inputs"
+            ends = f"from ({a:.3g}, {c:.3g}) to ({b:.3g}, {d:.3g})"
+            said.append(f"in each unit: its activation for {drawn} {ends}, light: high;")
+            said.append("white line: where its weighted sum is 0" + (f"; {self.plane.note}" if self.plane.note else ""))
+        elif self.grid is not None:
+            ends = f"from {self.grid[0]:.3g} to {self.grid[-1]:.3g}"
+            said.append(f"in each unit: its activation for inputs {ends}, of a column all on one scale")
+        letters = int((width - 0.2) / (0.5 * SMALL / 72))  # a sentence takes less than names and numbers do
+        return "\n".join(line for each in said for line in textwrap.wrap(each, letters))
 
 
 def _apart(lines: np.ndarray) -> np.ndarray | None:
@@ -182,7 +222,14 @@ def _dash(is_negative: Any) -> Any:
 
 
 def _signed(number: Any) -> str:
-    return f"{number:+.2g}".replace("-", "−")
+    if np.isnan(number):
+        return "NaN"
+    return f"{number:+.2g}".replace("-", "−") if number else "0"
+
+
+def _largest(arrays: Sequence[np.ndarray]) -> float:
+    """Returns the largest size of a finite number in arrays; of none 0."""
+    return max((float(np.abs(each[np.isfinite(each)]).max(initial=0)) for each in arrays), default=0.0)
 
 
 def network(
@@ -202,13 +249,13 @@ def network(
     A network of dense layers of at most 16 units is drawn unit by unit: lines are weights, wide for large ones and
     dashed for negative ones; rings are biases likewise. With two inputs each unit shows its own activation over the
     plane of the inputs, and the line where its weighted sum is zero; with more it does so over the plane that
-    `features`, `fixed` or `projection` choose. Any other network is drawn layer by layer, with what each gives and how
-    many parameters it has; what belongs to maps is not looked at then. Of a subclassed model the layers are drawn, but
-    not what they give: only its `call` knows.
+    `features`, `fixed` or `projection` choose; with one it shows the curve of its activation. Any other network is
+    drawn layer by layer, with what each gives and how many parameters it has; what belongs to maps is not looked at
+    then. Of a subclassed model the layers are drawn, but not what they give: only its `call` knows.
 
     Args:
         model: A built Keras model.
-        x: Samples, whose limits are those of the activation maps.
+        x: Samples, whose limits are those of the activation maps; of one input also of shape (sample,).
         xlim: Limits of the first input. Default: those of `x`, and a quarter more on each side; without `x` -1 to 1.
         ylim: Limits of the second input, likewise.
         features: Of more than two features the two to draw, as for `decision_boundary`.
@@ -245,14 +292,30 @@ def network(
     names = tuple(map(str, getattr(x, "columns", [f"x[:, {i}]" for i in range(n)])))
     record = NetworkDiagram(weights=weights, biases=biases, captions=captions, names=names)
     chosen = (x, xlim, ylim, features, fixed, projection)
-    if n == 2 or any(each is not None for each in chosen):
+    if n == 1:
+        record.grid = _along(x, xlim, ylim, features, fixed, projection, grid_resolution)
+        points = record.grid[:, None].astype("float32")
+        record.maps = [each.T for each in (points, *answers_of(model, [column[-1] for column in columns], points))]
+    elif n == 2 or any(each is not None for each in chosen):
         ends = limits_without(x, xlim, ylim)
         plane = cut(n, x, None, *ends, grid_resolution, features, fixed, projection)
         record.plane, shape = Plane(**plane), plane["xx0"].shape
         answers = [plane["points"], *answers_of(model, [column[-1] for column in columns], plane["points"])]
-        sums = [answers[i] @ weights[i] + biases[i] for i in range(len(dense))]
+        with np.errstate(over="ignore", invalid="ignore"):  # of a network that diverged
+            sums = [answers[i] @ weights[i] + biases[i] for i in range(len(dense))]
         record.maps, record.sums = ([each.T.reshape(-1, *shape) for each in these] for these in (answers, sums))
     return record.plot(ax)
+
+
+def _along(x: Any, xlim: Any, *others: Any) -> np.ndarray:
+    """Returns the points along the one input of a network, (grid,)."""
+    *choices, resolution = others
+    for name, choice in zip(("ylim", "features", "fixed", "projection"), choices, strict=True):
+        step = "Of one input `xlim` chooses what is drawn."
+        require(choice is None, name, "left out where the network has one input", choice, step)
+    check_resolution(resolution)
+    seen = flat("x", x)
+    return np.linspace(*ends_along(limits_without(x, xlim, None)[0], seen), int(resolution))
 
 
 def _dense_columns(model: Any) -> list[list] | None:

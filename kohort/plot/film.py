@@ -12,6 +12,7 @@ to compile, and room for the states of all members in all frames.
 
 import base64
 import html
+import inspect
 import io
 import math
 from collections.abc import Iterable
@@ -30,12 +31,12 @@ from kohort.cohort_callbacks import Snapshots
 from kohort.fit import check_model, fit
 from kohort.keras_callbacks import listed
 from kohort.plot.gallery import FAILED
-from kohort.plot.mosaic import LEFT, Mosaic, mosaic
+from kohort.plot.mosaic import LEFT, Mosaic, check_columns, mosaic
 from kohort.plot.plane import cut, features_of
 from kohort.plot.player import page
 from kohort.plot.raster import pixels
-from kohort.plot.sources import answers_of_members, chosen
-from kohort.plot.style import check_axes, require
+from kohort.plot.sources import answers_of_members, check_names, chosen, threshold_of, way_from
+from kohort.plot.style import check_axes, counted, require
 from kohort.plot.surface import Surface, answers, meaning, scores_of, undecided
 
 ENDINGS = (".webp", ".gif", ".html")
@@ -66,7 +67,7 @@ class Film(Surface):
     values: np.ndarray | None = None  # its values, NaN before the first epoch, (frame, member)
     members: int = 1  # how many the cohort has
     begun: int = 0  # epochs before the training, of which nothing is logged
-    columns: int = 1  # cells in a row
+    columns: int | None = None  # cells in a row, None: as many as suit the place
     axes_: list = field(default_factory=list, init=False)  # once drawn, one for each member
     ax_: Any = field(default=None, init=False)  # once drawn, the axes that holds them all
 
@@ -134,7 +135,7 @@ class Film(Surface):
             every = self.responses.reshape(-1, *self.responses.shape[2:])
             self.undecided_ = bool(undecided(scores_of(every, self.threshold)).any())
         shown, metric = self.responses.shape[1], f" · {self.metric}" * bool(self.metric)
-        head = f"{shown} of {self.members} members: seed{metric}" if self.seeds else ""
+        head = f"{shown} of {counted(self.members, 'member')}: seed{metric}" if self.seeds else ""
         head, top = " · ".join(filter(None, [head, self.note])), 0.32
         placed = mosaic(ax, shown, self.columns, top=0.85 if head else 0.62, across=ACROSS, names=self.entries)
         for cell in placed.axes:
@@ -233,8 +234,10 @@ class Film(Surface):
         return written.getvalue()
 
     def _said_in_words(self) -> str:
-        shown = f"{len(self.seeds)} networks" if self.seeds else "a network"
-        return f"What {shown} answer{'s' * (not self.seeds)}, from epoch {self.epochs[0]} to epoch {self.epochs[-1]}"
+        shown = counted(len(self.seeds), "network") if self.seeds else "a network"
+        return (
+            f"What {shown} answer{'s' * (len(self.seeds) < 2)}, from epoch {self.epochs[0]} to epoch {self.epochs[-1]}"
+        )
 
 
 def _sheet(images: list[Image.Image]) -> Image.Image:
@@ -294,7 +297,7 @@ def animate(
         grid_resolution: Grid points along each axis, at least 2.
         threshold: As for `decision_boundary`.
         regression: Likewise.
-        columns: Cells in a row. Default: about as many as rows.
+        columns: Cells in a row. Default: about as many as rows; with `ax` those that make the cells largest.
         ax: Matplotlib axes in whose place the last frame is drawn; None makes a figure.
         **fit_options: Further arguments of `fit`, such as `batch_size`, `callbacks`, `validation_data` or `verbose`.
 
@@ -321,18 +324,20 @@ def animate(
     check_axes(ax)
     is_one, begun = isinstance(source, keras.Model), fit_options.get("initial_epoch", 0)
     is_source = is_one or (hasattr(source, "seeds") and hasattr(source, "fit"))
-    step = "Pass a compiled `keras.Model` or a `kohort.Cohort`."
+    step = way_from(source, "Pass a compiled `keras.Model` or a `kohort.Cohort`.")
     require(is_source, "source", "a `keras.Model` or a `kohort.Cohort`", source, step, TypeError)
+    of_fit = inspect.signature(fit if is_one else source.fit).parameters
+    check_names(animate, fit_options, of_fit.__contains__, "one of `fit`", of_fit)
     if is_one:
         check_model(source)
     members = members if isinstance(members, int | np.integer) else list(members)  # it is asked more than once
-    cells = 1 if is_one else len(chosen(source, members))
+    if not is_one:
+        chosen(source, members)  # who cannot be shown is said before the training
     at = _epochs_of(frames, epochs, begun)
-    columns = math.ceil(math.sqrt(cells)) if columns is None else columns
-    check_integer("columns", columns, 1)
+    check_columns(columns)
     n = features_of(source, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
-    outputs = _outputs_of(source, plane)
+    outputs, threshold = _outputs_of(source, plane), threshold_of(source, threshold)
     meaning(np.zeros(0), outputs, y, threshold, regression)  # what answers cannot mean is said before the training
     taken: dict[int, np.ndarray] = {}
 

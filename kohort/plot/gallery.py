@@ -11,11 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from kohort.checks import check_integer
-from kohort.plot.mosaic import LEFT, mosaic
+from kohort.plot.mosaic import LEFT, check_columns, mosaic
 from kohort.plot.plane import cut, features_of
-from kohort.plot.sources import answers_of_members, chosen, criterion, logs_of, reaches
-from kohort.plot.style import check_axes
+from kohort.plot.sources import (
+    answers_of_members,
+    check_names,
+    chosen,
+    criterion,
+    diverged,
+    logs_of,
+    reaches,
+    threshold_of,
+)
+from kohort.plot.style import check_axes, counted
 from kohort.plot.surface import Surface, meaning
 
 FAILED = "×"  # before the title of a member that failed, whose cell has a dashed frame
@@ -40,7 +48,7 @@ class Wall(Surface):
     failed: np.ndarray | None = None  # which of them diverged or did not reach the bounds, (member,)
     criterion: str = ""  # the bounds in words
     members: int  # how many the cohort has
-    columns: int = 8  # cells in a row
+    columns: int | None = None  # cells in a row, None: as many as suit the place
     axes_: list = field(default_factory=list, init=False)  # once drawn, one for each member
     ax_: Any = field(default=None, init=False)  # once drawn, the axes that holds them all
 
@@ -49,10 +57,10 @@ class Wall(Surface):
         placed = mosaic(ax, len(self.seeds), self.columns, top=0.6, names=self.entries)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         failed = np.zeros(len(self.seeds), bool) if self.failed is None else self.failed
-        titles = [self._title(i, failed[i]) for i in range(len(self.seeds))]
+        marks = [f"{FAILED} " * bool(each) for each in failed]
+        placed.name_cells(*([mark + self._title(i, form) for i, mark in enumerate(marks)] for form in range(3)))
         for i, cell in enumerate(self.axes_):
             self.paint(cell, self.responses[i], 4 * math.sqrt(placed.cell))
-            cell.set_title(titles[i], **placed.title(titles))
             if failed[i]:
                 cell.spines[:].set(linestyle=(0, (2, 2)), linewidth=1.2)
         placed.label(self.names, self.limits)
@@ -60,15 +68,18 @@ class Wall(Surface):
         placed.explain(self, 0.32, has_legend=ax is None)
         return self
 
-    def _title(self, i: int, is_failed: Any) -> str:
-        value = "" if self.values is None else f" · {self.values[i]:.3g}"
-        return f"{FAILED} " * bool(is_failed) + f"seed {self.seeds[i]}{value}"
+    def _title(self, i: int, form: int) -> str:
+        """Returns what stands above a cell: all, what is not said in the head, or the seed alone."""
+        value = "" if self.values is None or form == 2 else f" · {self.values[i]:.3g}"
+        return f"{'seed ' * (form == 0)}{self.seeds[i]}{value}"
 
     def _head(self) -> str:
-        head = f"{len(self.seeds)} of {self.members} members: seed" + (f" · last {self.metric}" if self.metric else "")
+        head = f"{len(self.seeds)} of {counted(self.members, 'member')}: seed"
+        head += f" · last {self.metric}" if self.metric else ""
         if self.failed is None or not (self.failed.any() or self.criterion):
             return head
-        return f"{head} · {FAILED} {self.failed.sum()} failed" + (f" ({self.criterion})" if self.criterion else "")
+        how = f"did not reach {self.criterion}" if self.criterion else "diverged"
+        return f"{head} · {FAILED} {self.failed.sum()} {how}"
 
 
 def wall(
@@ -110,7 +121,7 @@ def wall(
         grid_resolution: Grid points along each axis, at least 2.
         threshold: As for `decision_boundary`.
         regression: Likewise.
-        columns: Cells in a row. Default: about as many as rows.
+        columns: Cells in a row. Default: about as many as rows; with `ax` those that make the cells largest.
         ax: Matplotlib axes in whose place the cells are drawn; None makes a figure.
         **bounds: Metric name to the bound that its last value must reach, as in `Cohort.success_rate`. Members that do
             not, and those that diverged, are marked as failed, by a cross and a dashed frame.
@@ -137,21 +148,19 @@ def wall(
     check_axes(ax)
     shown = chosen(cohort, members)
     logs: Any = cohort.history or {}
+    check_names(wall, bounds, logs.__contains__, "a metric of the history with its bound")
     metric = by or ("loss" if "loss" in logs else None)
     values = None if metric is None else logs_of(cohort, "by", metric).last(metric)
     failed = ~reaches(cohort, bounds) if bounds else np.zeros(len(cohort.seeds), bool)
-    if "loss" in logs:
-        failed |= ~np.isfinite(logs.last("loss"))
     if by is not None and values is not None:
         worth = -values[shown] if cohort.direction(by) == "up" else values[shown]
         shown = shown[np.argsort(worth, kind="stable")]  # NaN last
-    columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
-    check_integer("columns", columns, 1)
+    check_columns(columns)
     n = features_of(cohort, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[shown]
-    failed = failed[shown] | ~np.isfinite(responses).all(axis=tuple(range(1, responses.ndim)))
-    means = meaning(responses, responses.shape[3:], y, threshold, regression)
+    failed = failed[shown] | diverged(cohort, shown, responses)
+    means = meaning(responses, responses.shape[3:], y, threshold_of(cohort, threshold), regression)
     said = criterion(bounds, {name: cohort.direction(name) for name in bounds})
     values = None if values is None else values[shown]
     seeds = tuple(cohort.seeds[i] for i in shown)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from kohort.checks import check_integer
-from kohort.plot.mosaic import LEFT, mosaic
+from kohort.plot.mosaic import LEFT, check_columns, mosaic
 from kohort.plot.plane import cut, features_of
-from kohort.plot.sources import answers_of_members, chosen, logs_of
-from kohort.plot.style import check_axes, require
+from kohort.plot.sources import answers_of_members, chosen, diverged, logs_of, threshold_of
+from kohort.plot.style import check_axes, counted, require
 from kohort.plot.surface import Surface, meaning
 
 LOSS_SHARE = 0.05  # of the loss that training began or ended with: so far apart two members of a group may be
@@ -42,7 +42,7 @@ class Minima(Surface):
     group: np.ndarray  # the group of each member, -1: diverged; (member,)
     metric: str = "loss"
     shown: int = 12  # groups that are drawn
-    columns: int = 4  # cells in a row
+    columns: int | None = None  # cells in a row, None: as many as suit the place
     axes_: list = field(default_factory=list, init=False)  # once drawn, one for each shown group
     ax_: Any = field(default=None, init=False)  # once drawn, the axes that holds them all
 
@@ -52,9 +52,9 @@ class Minima(Surface):
         placed = mosaic(ax, shown, self.columns, top=0.6, lines=2, names=self.entries)
         self.ax_, self.figure_, self.axes_ = placed.host, placed.host.figure, placed.axes
         titles = [self._title(i) for i in range(shown)]
+        placed.name_cells(titles, [title.split("\n")[0] for title in titles], [f"{count}" for count in self.counts])
         for i, cell in enumerate(self.axes_):
             self.paint(cell, self.responses[i], 4 * math.sqrt(placed.cell))
-            cell.set_title(titles[i], **placed.title(titles))
         placed.label(self.names, self.limits)
         placed.write(LEFT, 0.1, self._head(shown))
         placed.explain(self, 0.32, has_legend=ax is None)
@@ -66,9 +66,9 @@ class Minima(Surface):
 
     def _head(self, shown: int) -> str:
         rarer, diverged = int(self.counts[shown:].sum()), int((self.group < 0).sum())
-        head = f"{len(self.group)} member{'s' * (len(self.group) != 1)}"
+        head = counted(len(self.group), "member")
         if rarer:
-            head += f" · {rarer} in {len(self.counts) - shown} rarer groups"
+            head += f" · {rarer} in {counted(len(self.counts) - shown, 'rarer group')}"
         return head + (f" · {diverged} diverged" if diverged else "")
 
 
@@ -116,7 +116,7 @@ def minima(
         grid_resolution: Grid points along each axis, at least 2.
         threshold: As for `decision_boundary`.
         regression: Likewise.
-        columns: Cells in a row. Default: about as many as rows.
+        columns: Cells in a row. Default: about as many as rows; with `ax` those that make the cells largest.
         ax: Matplotlib axes in whose place the cells are drawn; None makes a figure.
 
     Returns:
@@ -141,13 +141,14 @@ def minima(
     is_positive = isinstance(tolerance, numbers.Real) and 0 < tolerance < math.inf
     require(is_positive, "tolerance", "a finite number above 0", tolerance, "Pass for example 0.2.")
     check_integer("shown", shown, 1)
+    check_columns(columns)
     among = chosen(cohort, members)
     logs = logs_of(cohort, "metric", metric)
     losses = logs.last(metric)[among]
     n = features_of(cohort, x)
     plane = cut(n, x, y, xlim, ylim, grid_resolution, features, fixed, projection)
     responses = answers_of_members(cohort, plane)[among]
-    finite = np.flatnonzero(np.isfinite(losses) & np.isfinite(responses).all(axis=tuple(range(1, responses.ndim))))
+    finite = np.flatnonzero(np.isfinite(losses) & ~diverged(cohort, among, responses))
     step = "Train with a smaller learning rate."
     require(finite.size, "cohort", "one of which at least one member did not diverge", cohort, step)
     compared = responses[finite][:, _within(plane)].reshape(len(finite), -1)
@@ -158,10 +159,8 @@ def minima(
     group[finite] = found
     middles = finite[middles]
     counts = np.bincount(found)
-    columns = math.ceil(math.sqrt(min(shown, len(counts)))) if columns is None else columns
-    check_integer("columns", columns, 1)
     medians = np.array([np.median(losses[group == k]) for k in range(len(counts))])
-    means = meaning(responses[middles], responses.shape[3:], y, threshold, regression)
+    means = meaning(responses[middles], responses.shape[3:], y, threshold_of(cohort, threshold), regression)
     groups = {"counts": counts, "losses": medians, "group": group, "responses": responses[middles]}
     seeds = tuple(cohort.seeds[among[i]] for i in middles)
     return Minima(**plane, **means, **groups, seeds=seeds, metric=metric, shown=shown, columns=columns).plot(ax)

@@ -14,6 +14,7 @@ from kohort import data
 from kohort.checks import check_features
 from kohort.plot.layers import answers_of, check_model, check_units, layer_of, rest_of
 from kohort.plot.plane import cut
+from kohort.plot.sources import threshold_of
 from kohort.plot.style import check_axes, on_axes, require
 from kohort.plot.surface import Surface, answers, meaning
 
@@ -120,7 +121,7 @@ def feature_space(
         variance = float(shares.sum())
         names = tuple(f"{found.name}, component {i + 1} ({100 * shares[i]:.3g} %)" for i in (0, 1))
         plane |= {"names": names, "note": f"2 components of {units} units: {100 * variance:.3g} % of the variance"}
-    means = meaning(response, response.shape[2:], y, threshold, regression)
+    means = meaning(response, response.shape[2:], y, threshold_of(model, threshold), regression)
     space = {"response": response, "layer": found.name, "units": units, "hidden": hidden, "variance": variance}
     return FeatureSpace(**plane, **means, **space).plot(ax)
 
@@ -130,4 +131,5 @@ def _components(hidden: np.ndarray) -> Any:
 
     accepted = "at least three samples, to find components of"
     require(len(hidden) > 2, "x", accepted, hidden, "Take a layer of two units, or more samples.")
-    return PCA(2).fit(hidden)
+    with np.errstate(invalid="ignore", divide="ignore"):  # units that all answer the same have no variance to share
+        return PCA(2).fit(hidden)

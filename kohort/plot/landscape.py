@@ -75,14 +75,21 @@ class LossLandscape(Display):
         style = {"marker": "P", "markersize": 11, "linestyle": "none", "label": "the trained network"}
         edges = {"color": rcParams["axes.facecolor"], "markeredgecolor": rcParams["text.color"]}
         self.ax_.plot(0, 0, **style, **edges, zorder=3)
+        if not known.count():
+            look = {"transform": self.ax_.transAxes, "ha": "center", "va": "center"}
+            self.ax_.text(0.5, 0.65, "not finite", **look)
+        elif known.count() < known.size:
+            empty = {"marker": "s", "linestyle": "none", "markersize": 9, "label": "blank: not finite"}
+            self.ax_.plot([], [], **empty, **edges)
         names = [f"direction {k}, in norms of each unit's weights" for k in (1, 2)]
         self.ax_.set(xlabel=names[0], ylabel=names[1])
         for axis in (self.ax_.xaxis, self.ax_.yaxis):
             set_ticks(axis, nbins=5)
         fit_labels(self.ax_)
         if ax is None:
-            self.figure_.colorbar(region, ax=self.ax_, label="loss", format="%g")
-            self.figure_.legend(loc="outside upper center", frameon=False)
+            if known.count():
+                self.figure_.colorbar(region, ax=self.ax_, label="loss", format="%g")
+            self.figure_.legend(loc="outside upper center", frameon=False, ncols=2)
         return self
 
 
@@ -159,8 +166,10 @@ def _direction(weights: np.ndarray, generator: np.random.Generator) -> np.ndarra
         return np.zeros_like(weights)
     drawn = generator.standard_normal(weights.shape).astype(weights.dtype)
     of_unit = tuple(range(weights.ndim - 1))
-    lengths = np.sqrt((weights**2).sum(axis=of_unit) / (drawn**2).sum(axis=of_unit))
-    return drawn * lengths
+    large = weights.astype(float)  # the squares of those that exploded have no room in 32 bits
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt((large**2).sum(axis=of_unit) / (drawn**2).sum(axis=of_unit))
+        return (drawn * lengths).astype(weights.dtype)
 
 
 def _losses(model: keras.Model, data: Any, record: LossLandscape) -> np.ndarray:
@@ -183,7 +192,8 @@ def _states(record: LossLandscape, state: State, a: np.ndarray, b: np.ndarray) -
 
     def moved(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         along = (len(a), *[1] * weights.ndim)
-        return weights + a.astype("float32").reshape(along) * first + b.astype("float32").reshape(along) * second
+        with np.errstate(over="ignore", invalid="ignore"):  # of a network that diverged: its loss says it
+            return weights + a.astype("float32").reshape(along) * first + b.astype("float32").reshape(along) * second
 
     def repeated(value: Any) -> Any:
         return jax.numpy.broadcast_to(value, (len(a), *value.shape))

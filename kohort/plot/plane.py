@@ -93,9 +93,7 @@ def cut(
     Raises:
         TypeError, ValueError: An argument is not what it must be.
     """
-    is_enough = isinstance(grid_resolution, int | np.integer) and grid_resolution >= 2
-    step = "Pass for example 100."
-    require(is_enough, "grid_resolution", "an integer of at least 2", grid_resolution, step)
+    check_resolution(grid_resolution)
     require(x is not None or y is None, "y", "left out where `x` is", y, "Pass the samples as `x`.")
     columns = list(getattr(x, "columns", [f"x[:, {i}]" for i in range(n)]))
     table = x
@@ -184,6 +182,29 @@ def _projected(n: int, x: Any, features: Any, fixed: Any, projection: Any) -> tu
         f"component {i + 1}" + ("" if shares is None else f" ({100 * shares[i]:.3g} % of the variance)") for i in (0, 1)
     )
     return lambda _: seen, projection.inverse_transform, names, f"plane of two components of {n} features"
+
+
+def flat(name: str, values: Any) -> np.ndarray | None:
+    """Returns samples of one number as an array (sample,)."""
+    if values is None:
+        return None
+    data.samples(values)
+    array = np.asarray(values, float)
+    step = "Of more features draw `kohort.plot.decision_boundary`."
+    require(array.ndim == 1 or array.shape[1:] == (1,), name, "of shape (sample,) or (sample, 1)", values, step)
+    return array.reshape(len(array))
+
+
+def ends_along(xlim: Any, x: np.ndarray | None) -> tuple[float, float]:
+    """Returns the limits of the one feature, those of samples (sample,) and a margin where none are given."""
+    return _limits("xlim", xlim, None if x is None else x[:, None], 0)
+
+
+def check_resolution(grid_resolution: Any, example: int = 100) -> None:
+    """Raises unless this is a number of grid points along an axis."""
+    is_enough = isinstance(grid_resolution, int | np.integer) and grid_resolution >= 2
+    step = f"Pass for example {example}."
+    require(is_enough, "grid_resolution", "an integer of at least 2", grid_resolution, step)
 
 
 def _limits(name: str, limits: Any, x: np.ndarray | None, axis: int) -> tuple[float, float]:

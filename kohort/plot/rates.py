@@ -7,6 +7,7 @@ two. The room exists because "more units help" is a claim about rates, and a rat
 import contextlib
 import math
 import numbers
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from kohort.history import Criterion
+from kohort.plot.sources import check_names, is_study
 from kohort.plot.sources import criterion as in_words
 from kohort.plot.style import (
     COLOURS,
@@ -29,6 +31,7 @@ from kohort.plot.style import (
     NUMBERS,
     Display,
     check_axes,
+    counted,
     fit_labels,
     on_axes,
     require,
@@ -81,9 +84,9 @@ class Success(Display):
         return self
 
     def _counted(self) -> str:
-        counts = np.unique(self.members[self.members > 0])
-        members = " to ".join(f"{count:,}" for count in counts[[0, -1][: len(counts)]])
-        return f"{members} members each, {100 * self.confidence:g} % interval"
+        counts = np.unique(self.members[self.members > 0]).tolist()
+        fewest = f"{counts[0]:,} to " if len(counts) > 1 else ""
+        return f"{fewest}{counted(counts[-1], 'member')} each, {100 * self.confidence:g} % interval"
 
     # One line for each value of the second parameter.
 
@@ -203,8 +206,9 @@ def success(
     """
     check_axes(ax)
     step = "Count the members of one cohort with `cohort.success_rate(loss=0.01)`."
-    is_study = hasattr(study, "trials") and hasattr(study, "trial")
-    require(is_study, "study", "a `kohort.Study`, or what `kohort.open` gives", study, step, TypeError)
+    is_path: Any = isinstance(study, str | os.PathLike)
+    step = "Open it: `kohort.open(path)`." if is_path else step
+    require(is_study(study), "study", "a `kohort.Study`, or what `kohort.open` gives", study, step, TypeError)
     accepted = "at least one metric with its bound, where there is no criterion"
     require(criterion is not None or bounds, "bounds", accepted, bounds, "Write for example `loss=0.01`.")
     trials = [trial for trial in study.trials if len(trial)]
@@ -212,6 +216,7 @@ def success(
         raise RuntimeError(
             f"`study` must have members that are trained. Received: study={study!r}. Call `study.run` first."
         )
+    check_names(success, bounds, trials[0].direction, "a metric of the history with its bound")
     trials = _held(trials, fixed)
     over, by = _axes(trials, over, by, fixed)
     places, groups = _values(trials, over), _values(trials, by)
@@ -220,8 +225,8 @@ def success(
     parts |= {name: np.zeros((len(groups), len(places)), int) for name in ("solved", "members")}
     for trial in trials:
         place = _place(groups, trial, by), _place(places, trial, over)
-        counted = trial.success_rate(criterion, confidence=confidence, **bounds)
-        told = {"solved": counted.k, "members": counted.n, **counted._asdict()}
+        found = trial.success_rate(criterion, confidence=confidence, **bounds)
+        told = {"solved": found.k, "members": found.n, **found._asdict()}
         for name, array in parts.items():
             array[place] = told[name]
     names = {name: trials[0].direction(name) for name in bounds}
@@ -280,7 +285,11 @@ def _check_parameter(trials: list, argument: str, name: Any) -> None:
     names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
     accepted = f"one of the parameters {', '.join(map(repr, names))}" if names else "left out: trials have no parameter"
     require(
-        isinstance(name, str) and name in names, argument, accepted, name, "They are those of the network function."
+        isinstance(name, str) and name in names,
+        argument,
+        accepted,
+        name,
+        "They are those in the grid: what only has a default is the same in all trials.",
     )
 
 

@@ -6,7 +6,6 @@ there are none.
 """
 
 import math
-import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +14,8 @@ import numpy as np
 from matplotlib import rcParams
 from matplotlib.collections import LineCollection
 
-from kohort import data
-from kohort.plot.plane import MARGIN
+from kohort.plot.plane import check_resolution, ends_along, flat
+from kohort.plot.sources import diverged, way_from
 from kohort.plot.style import (
     BAND,
     COLOURS,
@@ -46,8 +45,8 @@ class ResponseCurve(Display):
     """
 
     grid: np.ndarray  # values of the feature, (grid,)
-    responses: np.ndarray  # raw outputs of the members whose answers are finite, (member, grid)
-    diverged: int = 0  # members whose answers are not
+    responses: np.ndarray  # raw outputs of the members that did not diverge, (member, grid)
+    diverged: int = 0  # members that are left out, as their last loss or their answers are not finite
     x: np.ndarray | None = None  # samples, (sample,)
     y: np.ndarray | None = None  # their numbers, (sample,)
     name: str = "x"  # what the feature is called
@@ -115,8 +114,8 @@ def response_curve(
         ax: Matplotlib axes to draw on; None makes a figure.
 
     Returns:
-        The record, drawn: `grid`, `responses`, `quantiles` and so on. Members whose answers are not finite are left
-        out, and `diverged` tells how many they are.
+        The record, drawn: `grid`, `responses`, `quantiles` and so on. Members that diverged are left out, and
+        `diverged` tells how many they are.
 
     Raises:
         TypeError, ValueError: An argument is not what it must be, or all members diverged.
@@ -135,45 +134,23 @@ def response_curve(
         Quantiles as `numpy.quantile`, linear between members.
     """
     check_axes(ax)
-    step = "Pass a `keras.Model` or a `kohort.Cohort`."
+    step = way_from(source, "Pass a `keras.Model` or a `kohort.Cohort`.")
     require(hasattr(source, "predict"), "source", "a trained model or cohort", source, step, TypeError)
-    is_enough = isinstance(grid_resolution, numbers.Integral) and grid_resolution >= 2
-    require(is_enough, "grid_resolution", "an integer of at least 2", grid_resolution, "Pass for example 200.")
+    check_resolution(grid_resolution, 200)
     name = str(getattr(x, "name", None) or next(iter(getattr(x, "columns", ())), "x"))
-    seen, targets = _column("x", x), _column("y", y)
+    seen, targets = flat("x", x), flat("y", y)
     is_pair = targets is None or (seen is not None and len(seen) == len(targets))
     require(is_pair, "y", "given with as many samples in `x`", y, "Pass both, or none.")
-    grid = np.linspace(*_limits(xlim, seen), int(grid_resolution))
+    grid = np.linspace(*ends_along(xlim, seen), int(grid_resolution))
     answers = _answers(source, grid[:, None].astype("float32"))
-    finite = np.isfinite(answers).all(axis=1)
+    is_cohort, every = hasattr(source, "seeds"), np.arange(len(answers))
+    finite = ~diverged(source, every, answers) if is_cohort else np.isfinite(answers).all(axis=1)
     step = "Train with a smaller learning rate."
     require(finite.any(), "source", "one of which at least one network gives finite answers", source, step)
     curve = ResponseCurve(
         grid=grid, responses=answers[finite], diverged=int((~finite).sum()), x=seen, y=targets, name=name
     )
     return curve.plot(ax)
-
-
-def _column(name: str, values: Any) -> np.ndarray | None:
-    """Returns samples of one number as an array (sample,)."""
-    if values is None:
-        return None
-    data.samples(values)
-    array = np.asarray(values, float)
-    step = "Of more features draw `kohort.plot.decision_boundary`."
-    require(array.ndim == 1 or array.shape[1:] == (1,), name, "of shape (sample,) or (sample, 1)", values, step)
-    return array.reshape(len(array))
-
-
-def _limits(xlim: Any, x: np.ndarray | None) -> tuple[float, float]:
-    if xlim is None and x is not None:
-        margin = MARGIN * float(np.ptp(x)) or 1.0
-        return float(x.min()) - margin, float(x.max()) + margin
-    ends = np.asarray(xlim)
-    is_pair = ends.shape == (2,) and ends.dtype.kind in "iuf" and -np.inf < ends[0] < ends[1] < np.inf
-    accepted = "two finite numbers, the lower first" + (" (without `x` there is no default)" if xlim is None else "")
-    require(is_pair, "xlim", accepted, xlim, "Pass for example `xlim=(-1, 1)`.")
-    return float(ends[0]), float(ends[1])
 
 
 def _answers(source: Any, points: np.ndarray) -> np.ndarray:

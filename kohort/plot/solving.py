@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.ticker import PercentFormatter
 
-from kohort.plot.sources import check_cohort, criterion
-from kohort.plot.style import COLOURS, Display, check_axes, cover, fit_labels, on_axes, set_ticks
+from kohort.plot.sources import check_cohort, check_names, criterion
+from kohort.plot.style import COLOURS, Display, check_axes, counted, cover, fit_labels, on_axes, set_ticks
 from kohort.survival import survival_curve
 
 
@@ -35,6 +36,7 @@ class Survival(Display):
     confidence: float = 0.95
     stopped: int = 0  # members that stopped early, unsolved: censored then
     diverged: int = 0  # members that diverged, unsolved: never solved
+    censored: np.ndarray = field(default_factory=lambda: np.empty(0))  # the epochs of those that stopped, (stopped,)
     ax_: Any = field(default=None, init=False)  # once drawn
     figure_: Any = field(default=None, init=False)  # once drawn
 
@@ -46,11 +48,12 @@ class Survival(Display):
         label = f"{100 * self.confidence:g} % interval"
         self.ax_.fill_between(self.epochs, self.low, self.high, label=label, **band)
         solved = int(np.isfinite(self.first).sum())
-        label = f"{len(self.first)} members, {solved} solved"
+        label = f"{counted(len(self.first), 'member')}, {solved:,} solved"
         self.ax_.step(self.epochs, self.share, where="post", color=COLOURS[0], label=label)
-        for count, said in ((self.diverged, "diverged: never solved"), (self.stopped, "stopped early: censored")):
-            if count:
-                self.ax_.plot([], [], linestyle="none", label=f"{count} {said}")
+        if self.diverged:
+            self.ax_.plot([], [], linestyle="none", label=f"{self.diverged:,} diverged: never solved")
+        if self.stopped:
+            self._mark_censored(self.ax_)
         self.ax_.set(xlabel="epoch", ylabel="members not solved yet", ylim=(-0.02, 1.02))
         self.ax_.set_title(f"solved: {self.criterion}", fontsize="medium")
         self.ax_.yaxis.set_major_formatter(PercentFormatter(1))
@@ -59,6 +62,14 @@ class Survival(Display):
         if ax is None:
             self.figure_.legend(loc="outside upper center", ncols=2, frameon=False)
         return self
+
+    def _mark_censored(self, ax: Any) -> None:
+        """Draws a mark on the curve at each epoch in which members stopped early, unsolved."""
+        at = np.unique(self.censored)
+        share = self.share[np.searchsorted(self.epochs, at)]
+        look = {"linestyle": "none", "marker": "|", "markersize": 11, "markeredgewidth": 1.4, "zorder": 3}
+        look |= {"color": rcParams["text.color"], "label": f"{self.stopped:,} stopped early: censored there"}
+        ax.plot(at, share, **look)
 
 
 def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds: float | int) -> Survival:
@@ -95,6 +106,7 @@ def survival(cohort: Any, *, confidence: float = 0.95, ax: Any = None, **bounds:
     check_axes(ax)
     check_cohort(cohort)
     history = cohort.history
+    check_names(survival, bounds, history.__contains__, "a metric of the history with its bound")
     directions = {name: cohort.direction(name) for name in bounds}
     curve = survival_curve(history, bounds, directions, confidence)
     return Survival(**curve._asdict(), criterion=criterion(bounds, directions)).plot(ax)

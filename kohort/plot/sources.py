@@ -4,11 +4,15 @@ In comes what a user passes; out come positions of members, their answers and th
 picture of many chooses members, and refuses what is no cohort, in the same way.
 """
 
-from collections.abc import Iterable, Mapping
+import difflib
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from kohort import keras_parts
 from kohort.history import solved
 from kohort.plot.style import require
 from kohort.plot.surface import answers
@@ -16,10 +20,46 @@ from kohort.plot.surface import answers
 ROWS_AT_ONCE = 500  # grid points that each member answers in one step: small pieces stay in the processor's cache
 
 
+def way_from(source: Any, otherwise: str) -> str:
+    """Returns the step that leads from a study, a trial or a path to a cohort; from something else another one."""
+    if is_study(source):
+        return "Take the cohort of one of its trials: `study.trial(...).cohort()`."
+    if isinstance(source, str | os.PathLike):
+        return (
+            "Read it first: `kohort.open(path).trial(...).cohort()` of a study, `kohort.Cohort.load(path)` of a cohort."
+        )
+    return "Take its cohort: `trial.cohort()`." if callable(getattr(source, "cohort", None)) else otherwise
+
+
+def is_study(source: Any) -> bool:
+    """Says whether this is a `kohort.Study`, or what `kohort.open` gives."""
+    return hasattr(source, "trials") and hasattr(source, "trial")
+
+
+def check_names(
+    function: Callable, given: Mapping[str, Any], is_known: Callable, kind: str, others: Iterable[str] = ()
+) -> None:
+    """Raises where a further argument of a picture is not known, but much like one that is: it was misspelt.
+
+    Args:
+        function: The function that draws the picture.
+        given: The further arguments by name.
+        is_known: Says whether a name among them means something.
+        kind: What they are.
+        others: Names that are known beside those of the function.
+    """
+    names = [*inspect.signature(function).parameters, *others]
+    for name, value in given.items():
+        near = [] if is_known(name) else difflib.get_close_matches(name, names, 1)
+        accepted = f"an argument of `kohort.plot.{function.__name__}`, or {kind}"
+        require(not near, name, accepted, value, f"Did you mean `{''.join(near)}`?", TypeError)
+
+
 def check_cohort(cohort: Any) -> None:
     """Raises unless this is a cohort; none is empty."""
     is_cohort = hasattr(cohort, "seeds") and hasattr(cohort, "predict")
-    require(is_cohort, "cohort", "a `kohort.Cohort`", cohort, "Draw one model with `decision_boundary`.", TypeError)
+    step = way_from(cohort, "Draw one model with `decision_boundary`.")
+    require(is_cohort, "cohort", "a `kohort.Cohort`", cohort, step, TypeError)
 
 
 def check_single(model: Any) -> None:
@@ -51,10 +91,24 @@ def answers_of_members(cohort: Any, plane: dict) -> np.ndarray:
     return answers(cohort.predict, plane, 1, batch_size=min(ROWS_AT_ONCE, len(plane["points"])))
 
 
+def diverged(cohort: Any, among: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """Says which of some members diverged, (member,): their last loss is not finite, or one of their answers."""
+    is_finite = np.isfinite(responses.reshape(len(responses), -1)).all(axis=1)
+    logs: Any = cohort.history or {}
+    return np.logical_not(is_finite & np.isfinite(logs.last("loss")[among]) if "loss" in logs else is_finite)
+
+
+def threshold_of(source: Any, threshold: Any) -> Any:
+    """Returns the threshold that is asked for; else 0 where a loss takes answers as logits, or None: the labels say."""
+    is_logit = source.answers_logit if hasattr(source, "answers_logit") else keras_parts.answers_logit(source)
+    return 0.0 if threshold is None and is_logit else threshold
+
+
 def logs_of(source: Any, name: str, metric: str) -> Any:
     """Returns the history of a source, which must have the metric that the argument `name` asks for."""
     logs = source if isinstance(source, Mapping) else getattr(source, "history", source)
-    require(isinstance(logs, Mapping), "source", "what a `fit` returned, or a cohort", source, "Fit first.", TypeError)
+    step = "Take one of its trials: `study.trial(...)`." if is_study(source) else way_from(source, "Fit first.")
+    require(isinstance(logs, Mapping), "source", "what a `fit` returned, or a cohort", source, step, TypeError)
     names = [each for each in logs if np.ndim(logs[each]) < 3]
     accepted = f"one of {', '.join(map(repr, names))}" if names else "a number that a `fit` recorded"
     require(metric in names, name, accepted, metric, "Metrics are named in `model.compile(metrics=...)`.")

@@ -107,6 +107,11 @@ def shortened(text: Any, letters: int = LONGEST) -> str:
     return text if len(text) <= letters else f"{text[: letters - 1 - tail]}…{text[-tail:]}"
 
 
+def counted(count: int, name: str) -> str:
+    """Writes how many there are: 1 member, 20 members."""
+    return f"{count:,} {name}{'s' * (count != 1)}"
+
+
 def fit_labels(ax: Any) -> None:
     """Shortens the labels and the title of axes until none is longer than its side.
 

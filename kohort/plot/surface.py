@@ -7,7 +7,7 @@ exists so that one model, a wall of members and the representative of a minimum 
 import math
 import numbers
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,7 +184,9 @@ class Surface(Plane):
             handles.append(Patch(facecolor=rcParams["axes.facecolor"], edgecolor=faint, hatch=HATCH, linewidth=0.5))
             names.append("undecided")
         names += [artist.get_label() for artist in more]
-        figure.legend([*handles, *more], names, frameon=False, **place)
+        handles += more
+        rows = in_rows(range(len(names)), place.get("ncols", 1))
+        figure.legend([handles[i] for i in rows], [names[i] for i in rows], frameon=False, **place)
 
     @property
     def entries(self) -> list[str]:
@@ -258,6 +260,11 @@ def _poles(region: np.ndarray, free: np.ndarray, steps: np.ndarray, room: float)
     return poles
 
 
+def in_rows(entries: Sequence, columns: int) -> list:
+    """Returns entries so that a legend, which fills one column after the other, shows them one row after the other."""
+    return [entry for column in range(columns) for entry in entries[column::columns]]
+
+
 def votes(responses: np.ndarray, threshold: float) -> np.ndarray:
     """Returns which class each member says, (class, member, grid, grid): 1 or 0, and a share of it where undecided.
 
@@ -297,11 +304,11 @@ def meaning(responses: np.ndarray, outputs: tuple, y: Any, threshold: Any = None
     values = None if y is None else np.asarray(y)
     step = " Of a regression pass `regression=True`." if regression is None and not outputs else ""
     if regression is None:
-        regression = not outputs and values is not None and _is_continuous(values)
+        regression = not outputs and values is not None and is_continuous(values)
     return _levels(responses, values) if regression else _classes(values, y, outputs, threshold, step)
 
 
-def _is_continuous(values: np.ndarray) -> bool:
+def is_continuous(values: np.ndarray) -> bool:
     """Says whether targets look like numbers: fractional, and more of them than two classes have."""
     is_column = values.ndim == 1 or values.shape[1:] == (1,)
     return is_column and values.dtype.kind == "f" and len(np.unique(values)) > 2
