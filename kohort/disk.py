@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import stat
-import threading
 from pathlib import Path
 
 import jax
@@ -56,33 +55,22 @@ def _processor() -> str:
 
 
 def remembered(key: str) -> str | None:
-    """Returns the short text that was kept under a key, a hash, by this process or an earlier one."""
-    data = kept(key)
-    return None if data is None else data.decode(errors="replace")
-
-
-def remember(key: str, text: str) -> None:
-    """Keeps a short text under a key for later processes, where there is a folder for it."""
-    keep(key, text.encode())
-
-
-def kept(key: str) -> bytes | None:
-    """Returns the bytes that were kept under a key, a hash, by this process or an earlier one."""
+    """Returns what was kept under a key, a hash, by this process or an earlier one."""
     folder = _notes()
     try:
-        return (folder / key).read_bytes() if folder else None
+        return (folder / key).read_text() if folder else None
     except OSError:
         return None
 
 
-def keep(key: str, data: bytes) -> None:
-    """Keeps bytes under a key for later processes, where there is a folder for them."""
+def remember(key: str, text: str) -> None:
+    """Keeps a short text under a key for later processes, where there is a folder for it."""
     folder = _notes()
     if folder:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
-            aside = folder / f"{key}.{os.getpid()}.{threading.get_ident()}"
-            aside.write_bytes(data)
+            aside = folder / f"{key}.{os.getpid()}"
+            aside.write_text(text)
             aside.replace(folder / key)
 
 

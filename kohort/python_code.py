@@ -56,24 +56,6 @@ def settings(*things: Any) -> list[Any]:
     return [keras.config.floatx(), keras.config.epsilon(), *survey.settings]
 
 
-def told(model: keras.Model) -> list[Any] | None:
-    """Returns all settings of a model in the words of any process, or None where code of somebody else is in it.
-
-    Other than at a step, code that builds counts, too: how a model begins is traced with it.
-    """
-    survey = Survey()
-    if survey.foreign(model) or not all(map(_is_of_keras, survey.known.values())):
-        return None
-    # Numbers by which Python knows a variable are others in each process, and so is their order in a set.
-    of_all = [None if type(each) is int and each in survey.known else each for each in survey.settings]
-    return [keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format(), *of_all]
-
-
-def _is_of_keras(thing: Any) -> bool:
-    modules = [kind.__module__ for kind in type(thing).__mro__]
-    return all(is_kerass(module) or module.split(".")[0] in OF_OTHERS for module in modules)
-
-
 _datasets: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
 
 
@@ -101,7 +83,7 @@ class Survey:
     def __init__(self) -> None:
         """Has seen nothing yet."""
         self.settings: list[Any] = []
-        self.known: dict[int, Any] = {}
+        self._known: dict[int, Any] = {}
         self._patches: dict[type, str | None] = {}
         self._members: list[Any] = []
 
@@ -126,8 +108,8 @@ class Survey:
                 self.settings.append(thing)
             elif isinstance(thing, ARRAYS):
                 self.settings.append(np.asarray(thing).tobytes())
-            elif not isinstance(thing, IDLE) and id(thing) not in self.known:
-                self.known[id(thing)] = thing
+            elif not isinstance(thing, IDLE) and id(thing) not in self._known:
+                self._known[id(thing)] = thing
                 self.settings.append(f"{type(thing).__name__} {getattr(thing, '__qualname__', '')}")
                 unknown.append(thing)
         return unknown

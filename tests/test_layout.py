@@ -28,7 +28,6 @@ ROOMS = [
     "disk",
     "files",
     "structures",
-    "traced",
     "history",
     "survival",
     "comparison",

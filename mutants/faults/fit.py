@@ -368,27 +368,6 @@ FAULTS = [
         ("tests/test_verify.py::test_a_compiled_fit_that_fails_leaves_the_model_as_it_was",),
     ),
     Fault(
-        "programs-kept-whatever-they-depend-on",
-        "kohort/traced.py",
-        "repr((identity, str(structure), types, options, _surroundings()))",
-        "repr((str(structure), types, options, _surroundings()))",
-        ("tests/test_traced.py::test_what_a_trace_depends_on_is_in_its_name",),
-    ),
-    Fault(
-        "damaged-programs-read",
-        "kohort/traced.py",
-        "    if data is None or hashlib.sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:",
-        "    if data is None:",
-        ("tests/test_traced.py::test_one_that_is_damaged_is_traced_anew",),
-    ),
-    Fault(
-        "own-code-told-as-keras-code",
-        "kohort/python_code.py",
-        "    if survey.foreign(model) or not all(map(_is_of_keras, survey.known.values())):",
-        "    if survey.foreign(model):",
-        ("tests/test_traced.py::test_code_of_somebody_else_tells_nothing",),
-    ),
-    Fault(
         "load-ext-changes-the-backend",
         "kohort/backend.py",
         "    if _is_loaded_by_ipython():",
