@@ -13,6 +13,7 @@ from PIL import Image
 
 import kohort
 from kohort import notebook, plot
+from kohort.comparison import compared
 from kohort.history import CohortHistory, success_rate
 from kohort.survival import survival_curve
 
@@ -45,7 +46,9 @@ def test_rates_curves_and_comparisons_read_as_sentences():
     curve = survival_curve(log, {"loss": 2.0}, {"loss": "down"})
     rate = success_rate([True, False])
 
-    for each in (curve, rate):
+    down = ({"loss": "down"},) * 2
+    comparison = compared(log, recorded(loss=[[3.0, 2, 3], [5, 4, 3], [9, 9, 1]]), down, None, "loss", {}, 0.95)
+    for each in (curve, rate, comparison):
         assert parsed(each._repr_html_()).text == str(each)
 
 
