@@ -478,6 +478,7 @@ def test_blocks_are_smaller_where_members_take_longer():
     small, large = network(2), network(4000)
 
     assert plans.block_members(small, 4, 300, 2) == plans.MOST_BLOCK_MEMBERS
+    assert plans.block_members(small, 4, 3000, 2) == 672  # whose curves are as much as is written in one piece
     assert plans.block_members(large, 60_000, 1000, 2) == plans.BLOCK_STEP
     assert plans.BLOCK_STEP < plans.block_members(large, 500, 100, 2) < plans.MOST_BLOCK_MEMBERS
 
