@@ -8,7 +8,9 @@ import contextlib
 import hashlib
 import os
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -33,6 +35,40 @@ def keep_programs_on_disk() -> None:
     jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    with contextlib.suppress(ImportError, AttributeError):  # then entries are written as JAX does
+        _write_whole(str(own))
+
+
+def _write_whole(own: str) -> None:
+    """Has JAX write its entries in our folder aside, and then put them in their place.
+
+    JAX (0.10.2) writes them where they are read: a second process reads half of one, and one that is killed leaves half
+    of it there for good, as an entry that is there is not written again; each later process says so in a warning. All
+    that this touches of JAX's own is named here.
+    """
+    from jax._src import compilation_cache, lru_cache
+
+    class Whole(lru_cache.LRUCache):
+        def put(self, key: str, value: bytes) -> None:
+            write_aside(Path(own) / f"{key}-cache", value)
+
+    of_jax = compilation_cache.get_file_cache
+
+    def get_file_cache(path: str) -> Any:
+        is_ours = path == own and jax.config.jax_compilation_cache_max_size == -1
+        return (Whole(path, max_size=-1), path) if is_ours else of_jax(path)
+
+    compilation_cache.get_file_cache = get_file_cache
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Writes a file so that whoever reads it meanwhile, or after a crash, reads all of it or what was there before."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _is_private(folder: Path) -> bool:
@@ -69,9 +105,7 @@ def remember(key: str, text: str) -> None:
     if folder:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
-            aside = folder / f"{key}.{os.getpid()}"
-            aside.write_text(text)
-            aside.replace(folder / key)
+            write_aside(folder / key, text.encode())
 
 
 def _notes() -> Path | None:

@@ -38,6 +38,13 @@ FAULTS = [
     ),
     # files
     Fault(
+        "programs-written-where-they-are-read",
+        "kohort/disk.py",
+        'write_aside(Path(own) / f"{key}-cache", value)',
+        "super().put(key, value)",
+        ("tests/test_disk.py::test_a_program_that_is_cut_short_is_compiled_anew_and_kept_whole",),
+    ),
+    Fault(
         "closed-folder-not-explained",
         "kohort/files.py",
         "    except OSError as error:\n        why = error.strerror or error",
