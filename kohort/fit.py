@@ -243,13 +243,13 @@ def _callback_reason(model: keras.Model, request: Request) -> str | None:
     if isinstance(callbacks, keras.callbacks.CallbackList) and type(callbacks) is not keras.callbacks.CallbackList:
         return "`callbacks` is a CallbackList of another class"
     listed = keras_callbacks.listed(callbacks)
-    # An epoch on arrays can be cut where a callback saves; but not while the first loss that is not finite is sought.
+    # An epoch on arrays can be cut where a callback acts; but not while the first loss that is not finite is sought.
     is_cuttable = keras_internals.on_jax() and not keras_internals.stream_kind(request.x)
     is_cuttable = is_cuttable and not keras_internals.stream_kind(request.validation_data)
     is_cuttable = is_cuttable and not any(map(keras_callbacks.watches_loss, listed))
     for callback in listed:
         hook = keras_callbacks.inner_hook(callback, model)
-        if hook and not (is_cuttable and keras_callbacks.saves_at_batches(callback)):
+        if hook and not (is_cuttable and keras_callbacks.acts_at_batches(callback)):
             return f"the callback {type(callback).__name__} acts inside an epoch (`{hook}`)"
     return None
 

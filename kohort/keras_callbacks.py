@@ -71,11 +71,28 @@ def saves_at_batches(callback: Any) -> bool:
     return type(callback) in SAVING and callback.save_freq != "epoch"
 
 
-def batches_to_save(callback: Any, ends: Sequence[int]) -> int | None:
-    """Returns after how many of the executions, given by the numbers of their last batches, it saves next, if it does.
+def writes_at_batches(callback: Any) -> bool:
+    """Says whether the callback is Keras's `TensorBoard` and writes after so many batches: between them it only counts.
 
-    It counts as Keras's `_should_save_on_batch` does.
+    Not where it takes the time of batches, or profiles them.
     """
+    is_plain = type(callback) is TensorBoard and not callback._should_trace and not callback.write_steps_per_second
+    return is_plain and isinstance(callback.update_freq, int) and callback.update_freq > 0
+
+
+def acts_at_batches(callback: Any) -> bool:
+    """Says whether the callback is Keras's own and acts after so many batches, and between them only counts."""
+    return saves_at_batches(callback) or writes_at_batches(callback)
+
+
+def batches_to_act(callback: Any, ends: Sequence[int]) -> int | None:
+    """Returns after how many of the executions, given by the numbers of their last batches, it acts next, if it does.
+
+    It counts as Keras's `_should_save_on_batch` does, or as `TensorBoard` does, to which an execution is a batch.
+    """
+    if writes_at_batches(callback):
+        nth = callback.update_freq - callback._global_train_batch % callback.update_freq
+        return nth if nth <= len(ends) else None
     seen, last = callback._batches_seen_since_last_saving, callback._last_batch_seen
     for nth, end in enumerate(ends, 1):
         seen += end + 1 if last is None or end <= last else end - last

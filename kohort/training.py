@@ -36,7 +36,7 @@ class Training:
             )
         listed = getattr(self.callbacks, "callbacks", [])
         self.watching = [each for each in listed if keras_callbacks.watches_loss(each)]
-        self.saving = [each for each in listed if keras_callbacks.saves_at_batches(each)]
+        self.acting = [each for each in listed if keras_callbacks.acts_at_batches(each)]
         self.looks_at_validation = any(map(keras_callbacks.looks_at_validation, listed))
         self.progress = Progress(recipe.epochs, verbose)
         self.marker = keras_internals.compile_marker(model)
@@ -130,14 +130,14 @@ class Training:
     def _run_epoch(self, epoch: int, interrupt: Interrupt) -> bool:
         """Runs one epoch and says whether it was finished."""
         validates = self.source.validates_at(epoch)
-        is_cut = self.watching or self.saving or self.model.stop_training
+        is_cut = self.watching or self.acting or self.model.stop_training
         if not (is_cut or (validates and self.looks_at_validation)):
             return self._take(self.source.advance, range(epoch, epoch + 1), interrupt) is not None
         # Keras looks whether it shall stop after each execution: stopped before an epoch, it still runs the first.
         batches = self.model.steps_per_execution if self.model.stop_training else None
         watched = bool(self.watching)
         generator = np.random.get_state()
-        if self.saving:
+        if self.acting:
             trained = self._train_in_pieces(batches, interrupt)
         else:
             trained = self._take(self.source.train, epoch, interrupt, batches=batches, watched=watched)
@@ -154,7 +154,7 @@ class Training:
         return True
 
     def _train_in_pieces(self, most: int | None, interrupt: Interrupt) -> Advanced | None:
-        """Trains an epoch on arrays, at most so many batches, with a call from each save to the next."""
+        """Trains an epoch on arrays, at most so many batches, with a call for those until a callback acts."""
         source, trained = self.source, None
         if not isinstance(source, ArrayEpochs):
             raise TypeError("Only epochs on arrays can be cut into pieces.")
@@ -165,8 +165,8 @@ class Training:
         while left:
             if interrupt:
                 return None
-            saves = [keras_callbacks.batches_to_save(each, left) for each in self.saving]
-            ends = left[: min((nth for nth in saves if nth), default=len(left))]
+            nexts = [keras_callbacks.batches_to_act(each, left) for each in self.acting]
+            ends = left[: min((nth for nth in nexts if nth), default=len(left))]
             left = left[len(ends) :]
             trained = self._take(source.train_piece, range(start, min(ends[-1] + 1, count)), interrupt)
             if trained is None:
@@ -174,7 +174,8 @@ class Training:
             keras_internals.attach(self.variables, self.state)
             start = ends[-1] + 1
             for end in ends:
-                for callback in self.saving:
+                for callback in self.acting:
+                    callback.on_train_batch_begin(end)
                     callback.on_train_batch_end(end, trained.step_logs)
         return trained
 
@@ -184,6 +185,7 @@ class Training:
         if self.looks_at_validation:
             keras_internals.attach(self.variables, self.state)
             self.callbacks.on_test_begin()
+            self._count_validation()
             self._read_state(self.state)
         validated = self._take(self.source.validate, epoch, interrupt)
         if validated is None:
@@ -194,6 +196,14 @@ class Training:
             self._read_state(self.state)
         self.logs = {**logs, **{f"val_{name}": value for name, value in validated.logs.items()}}
         return True
+
+    def _count_validation(self) -> None:
+        """Lets those that act at batches count the ones of the validation, too."""
+        data = self.source.data if isinstance(self.source, ArrayEpochs) else None
+        batches = data.validation_cut.full + bool(data.validation_cut.partial) if data and data.validation_cut else 0
+        for step in range(0, batches, self.model.steps_per_execution):
+            for callback in self.acting:
+                callback.on_test_batch_begin(step)
 
     def _reset_metrics(self) -> None:
         """Resets the metrics as Keras does, from the second time on with the arrays of the first."""

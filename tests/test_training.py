@@ -86,25 +86,9 @@ def same(tmp_path):
 
 
 def read(file):
-    if file.name == "board":
-        return told_to_tensorboard(file)
     if file.suffix == ".csv":
         return file.read_text()
     return keras.saving.load_model(file).get_weights() if file.suffix == ".keras" else file.name
-
-
-def told_to_tensorboard(folder):
-    """Returns all that was written for TensorBoard, without the times: file by file each tag, step and value."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-    from tensorboard.util.tensor_util import make_ndarray
-
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [
-        (str(file.parent.relative_to(folder)), value.tag, event.step, make_ndarray(value.tensor).tolist())
-        for file in files
-        for event in EventFileLoader(str(file)).Load()
-        for value in event.summary.value
-    ]
 
 
 class Noise(callbacks.Callback):
@@ -460,15 +444,6 @@ def test_a_layer_that_a_callback_freezes_is_an_error_as_in_keras():
     for train in (by_keras, by_kohort):
         with pytest.raises(ValueError, match="optimizer"):
             train(build(), callbacks=[Freeze()], verbose=0, **FIT)
-
-
-def test_tensorboard(same):
-    pytest.importorskip("tensorflow")
-    board = same(lambda folder: [callbacks.TensorBoard(folder / "board", histogram_freq=2)])[2]["board"]
-
-    assert {"epoch_loss", "epoch_accuracy", "epoch_learning_rate"} <= {tag for _, tag, *_ in board}
-    assert {part for part, *_ in board} == {"train", "validation"}
-    assert any("kernel" in tag for _, tag, *_ in board)
 
 
 def test_arrays_that_a_callback_keeps_stay_what_they_were():

@@ -210,6 +210,20 @@ FAULTS = [
     ),
     # falling back
     Fault(
+        "batches-to-write-counted-from-the-save",
+        "kohort/keras_callbacks.py",
+        "callback._global_train_batch % callback.update_freq",
+        "0",
+        ("tests/test_tensorboard.py::test_tensorboard_that_writes_after_so_many_batches[some]",),
+    ),
+    Fault(
+        "validation-not-counted-in-batches",
+        "kohort/training.py",
+        "callback.on_test_batch_begin(step)",
+        "pass",
+        ("tests/test_tensorboard.py::test_tensorboard_that_writes_after_so_many_batches[several-steps]",),
+    ),
+    Fault(
         "checkpoints-inside-an-epoch-not-saved",
         "kohort/keras_callbacks.py",
         'return is_keras_own and callback.save_freq == "epoch"',
