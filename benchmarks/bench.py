@@ -345,9 +345,9 @@ def memory_rows(problem: Problem, settings: Settings) -> Iterator[Row]:
     yield Row(case(problem, problem.members), what, "memory after the tenth", f"{growth:+.1f} MiB")
 
 
-def measured(function: Callable, *arguments: Any) -> Any:
-    """Runs a function in a process of its own, and returns what it sends."""
-    process = Process(function.__name__, function, *arguments)
+def measured(function: Callable, *arguments: Any, needs: str = "jax") -> Any:
+    """Runs a function in a process of its own, under the backend that it needs, and returns what it sends."""
+    process = Process(function.__name__, function, *arguments, needs=needs)
     told = process.receive(LONG_LIMIT_SECONDS)
     process.close()
     say(f"{function.__name__}: {told}")

@@ -28,13 +28,14 @@ LEAST_WORKERS, LEAST_SEARCH = 1.6, 50
 RATES, WIDTHS = (1e-4, 1e-1), (2, 3, 4, 6, 8)
 # A permutation of NumPy's is drawn from a generator of so many words, which a member that shuffles has to itself.
 GENERATOR_BYTES = 625 * 4
-SMALL_MOONS = MOONS._replace(hidden=(8, 8), metrics=(), epochs=20)
+LONG_MOONS = MOONS._replace(hidden=(8, 8), metrics=())
+SMALL_MOONS = LONG_MOONS._replace(epochs=20)
 
 
 class Sizes(NamedTuple):
     """What to measure, and how thoroughly."""
 
-    problems: tuple[Problem, ...] = (XOR, SMALL_MOONS)  # of a study of many members
+    problems: tuple[Problem, ...] = (XOR, SMALL_MOONS, LONG_MOONS)  # of a study of many members
     trials: int = 100
     seeds: int = 1000
     worked: Problem = SMALL_MOONS  # by Ray's workers: blocks of XOR are done before they have travelled

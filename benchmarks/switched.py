@@ -4,6 +4,7 @@ In come models and data; out go rows of the first table. Fall backs are timed as
 either case, with kohort installed and without, by turns. The figures that each must reach are those of issue 3.
 """
 
+import importlib.util
 import statistics
 import time
 import warnings
@@ -154,6 +155,12 @@ def rows(measured: Callable[..., Any], sizes: Sizes) -> Iterator[tuple]:
     plain, more = measured(fall_backs, sizes)
     case, alone = "xor, one step, a callback at each batch", f"Keras alone: {statistics.median(plain):.2f} ms a call"
     yield case, "model.fit that falls back, what it takes more", alone, more, "ms", -MOST_MILLISECONDS
+    against, more = "not there", "not installed"
+    if importlib.util.find_spec("tensorflow") is not None:
+        plain, more = measured(fall_backs, sizes, needs="tensorflow")
+        against = f"Keras alone: {statistics.median(plain):.2f} ms a call"
+    what = "model.fit on TensorFlow that falls back, what it takes more"
+    yield case, what, against, more, "ms", -MOST_MILLISECONDS
     case, what = f"{LAYERS} dense layers that run eagerly", "to find code that is not Keras's"
     yield case, what, "– (once for each model.compile)", measured(judged, sizes), "ms", -MOST_MILLISECONDS
     ratios = measured(passes, sizes)

@@ -11,6 +11,7 @@ import math
 import numbers
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Choice:
         """Chooses by what was measured once for such a network and such data, or else by rule."""
         state = keras_internals.read_state(template.network)
         self.form: Form = template.programs.form(ahead.data, state)
-        self._kept: dict[str, str] = template.programs.once(("mapping", shapes_of(ahead.data)), dict)
+        self._kept: dict[str, Any] = template.programs.once(("mapping", shapes_of(ahead.data)), dict)
         self._members, self._ahead = members, ahead
         self.candidates = self._candidates()
         self.mapping = self._known() or self.candidates[0]
@@ -79,6 +80,24 @@ class Choice:
         return len(self.candidates) == 1 or "measured" in self._kept
 
     @property
+    def compiling(self) -> float:
+        """The seconds that it took to compile a program of these members, in this process or an earlier one."""
+        return self._kept["compiling"]
+
+    def _took(self, seconds: float) -> None:
+        """Takes in how long it took to compile the program, or to find it where it was kept."""
+        if "compiling" in self._kept:
+            return
+        self._kept["compiling"] = seconds
+        if self.is_settled:  # then nobody asks
+            return
+        note = f"{self._key}-compiling"
+        with contextlib.suppress(TypeError, ValueError):  # there is none, or it is no number
+            self._kept["compiling"] = float(disk.remembered(note))  # type: ignore[arg-type]
+            return
+        disk.remember(note, str(seconds))
+
+    @property
     def _key(self) -> str:
         """Names the network, the data's form and the machine."""
         step = re.sub("0x[0-9a-f]+", "", self.form.text)
@@ -109,7 +128,9 @@ class Choice:
         block = self._members.blocks[lot.places[0]]
         state = trained.states[lot.places[0]]
         arguments = lot.blank_arguments(state, block.width)
+        start = time.perf_counter()
         working = lot.program(self.mapping).memory(*arguments)
+        self._took(time.perf_counter() - start)
         rows = 0 if arguments[3].rows is None else arguments[3].rows.nbytes  # a share of the memory at any width
         own = sum(leaf.nbytes for states in trained.states for leaf in jax.tree.leaves(states))
         generators = 2 * 2500 * len(self._members.seeds) if self._ahead.is_order_seen else 0

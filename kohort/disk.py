@@ -55,7 +55,7 @@ def _write_whole(own: str) -> None:
     of_jax = compilation_cache.get_file_cache
 
     def get_file_cache(path: str) -> Any:
-        is_ours = path == own and jax.config.jax_compilation_cache_max_size == -1
+        is_ours = path == own and getattr(jax.config, "jax_compilation_cache_max_size", None) == -1
         return (Whole(path, max_size=-1), path) if is_ours else of_jax(path)
 
     compilation_cache.get_file_cache = get_file_cache
@@ -91,21 +91,32 @@ def _processor() -> str:
 
 
 def remembered(key: str) -> str | None:
-    """Returns what was kept under a key, a hash, by this process or an earlier one."""
-    folder = _notes()
-    try:
-        return (folder / key).read_text() if folder else None
-    except OSError:
-        return None
+    """Returns the short text that was kept under a key, a hash, by this process or an earlier one."""
+    data = kept(key)
+    return None if data is None else data.decode(errors="replace")
 
 
 def remember(key: str, text: str) -> None:
     """Keeps a short text under a key for later processes, where there is a folder for it."""
+    keep(key, text.encode())
+
+
+def kept(key: str) -> bytes | None:
+    """Returns the bytes that were kept under a key, a hash, by this process or an earlier one."""
+    folder = _notes()
+    try:
+        return (folder / key).read_bytes() if folder else None
+    except OSError:
+        return None
+
+
+def keep(key: str, data: bytes) -> None:
+    """Keeps bytes under a key for later processes, where there is a folder for them."""
     folder = _notes()
     if folder:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
-            write_aside(folder / key, text.encode())
+            write_aside(folder / key, data)
 
 
 def _notes() -> Path | None:

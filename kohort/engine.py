@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
 
+from kohort import traced
 from kohort.rounding import behind_barrier, canonical_convolutions, op_by_op, traced_once
 
 # A call returns to Python after about this long, so that progress moves and Ctrl-C is heard.
@@ -335,27 +336,81 @@ class TrainingCall:
     `spends=True` does without.
     """
 
-    def __init__(self, run: Callable, options: dict[str, Any] | None = None) -> None:
-        """Compiles nothing yet; `options` are those of XLA that differ from its own."""
+    def __init__(
+        self,
+        run: Callable,
+        options: dict[str, Any] | None = None,
+        identity: Callable[[], str | None] | None = None,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            run: The program.
+            options: Those of XLA that differ from its own.
+            identity: Tells all that its trace depends on, or None; it may then be one that an earlier process traced.
+        """
+        self._run, self._options, self._identity = run, options, identity
         self._program = jax.jit(run, donate_argnums=0, compiler_options=options)
+        self._kept: dict[Any, Any] = {}
         self._memory: dict[Any, int] = {}
 
     def __call__(self, state: Any, *args: Any, spends: bool = False) -> Any:
         """Runs the program, and returns what it carries on and what it logs."""
-        return self._program(state if spends else _copied(state), *args)[:2]
+        state = self._bound(state)
+        return self._program_of(state, *args)(state if spends else _copied(state), *args)[:2]
+
+    def _bound(self, state: Any) -> Any:
+        return state if self._identity is None else traced.bound(state)
+
+    def _program_of(self, *args: Any) -> Any:
+        """Returns the program for such arguments."""
+        if self._identity is None or not traced.are_kept():
+            return self._program
+        form = _form(args)
+        if form not in self._kept:
+            self._kept[form] = self._carrying(self._identity(), args) or self._program
+        return self._kept[form]
+
+    def _carrying(self, identity: str | None, args: tuple) -> "Carrying | None":
+        def flat(*args: Any) -> tuple:
+            carried, *results = self._run(*args)
+            return jax.tree.leaves(carried), *results
+
+        program = identity and traced.program(identity, flat, args, donated=1, options=self._options)
+        return Carrying(program) if program else None
 
     def eval_shape(self, *args: Any) -> Any:
         """Traces the program, and returns the shapes of its results."""
         return self._program.eval_shape(*args)
 
-    def memory(self, *args: Any) -> int:
+    def memory(self, state: Any, *args: Any) -> int:
         """Returns the bytes that a call with such arguments takes; it is compiled for it, and not again for a call."""
-        form = (jax.tree.structure(args), *map(jax.typeof, jax.tree.leaves(args)))
+        args = self._bound(state), *args
+        form = _form(args)
         if form not in self._memory:
-            told = self._program.lower(*args).compile().memory_analysis()
+            told = self._program_of(*args).lower(*args).compile().memory_analysis()
             sizes = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes) if told else ()
             self._memory[form] = sum(sizes)
         return self._memory[form]
+
+
+class Carrying(NamedTuple):
+    """A program that is kept for the next process, and returns the leaves of what it carries on."""
+
+    program: traced.Traced
+
+    def __call__(self, state: Any, *args: Any) -> tuple:
+        """Runs it."""
+        carried, *results = self.program(state, *args)
+        return jax.tree.unflatten(jax.tree.structure(state), carried), *results
+
+    def lower(self, *args: Any) -> Any:
+        """Returns it as it is given to XLA."""
+        return self.program.lower(*args)
+
+
+def _form(args: Any) -> tuple:
+    return (jax.tree.structure(args), *map(jax.typeof, jax.tree.leaves(args)))
 
 
 @jax.jit

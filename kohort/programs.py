@@ -5,6 +5,7 @@ cutting the data and kept as long as the model lives and is not compiled anew. T
 happen once per model, whoever asks.
 """
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -29,6 +30,7 @@ class Programs:
     def __init__(self, model: keras.Model, functions: Functions | None = None) -> None:
         """Holds the model weakly; nothing is traced yet. Its steps may be given, by somebody who adds to them."""
         self._functions = (functions or keras_internals.functions(model)).traced_once()
+        self._model = weakref.ref(model) if functions is None else None
         self._marker = keras_internals.compile_marker(model)
         self._settings = settings_of(model)
         self._made: dict[tuple, Any] = {}
@@ -80,9 +82,16 @@ class Programs:
             if mapping is None:
                 return engine.TrainingCall(make(self._functions, lax.cond))
             options = pieces.OPTIONS if mapping == "abreast" and pieces.are_compiled() else None
-            return engine.TrainingCall(of_block(make, self._functions, mapping, own), options)
+            identity = functools.partial(self._identity, key, mapping, own)
+            return engine.TrainingCall(of_block(make, self._functions, mapping, own), options, identity)
 
         return self.once((*key, mapping, own), made)
+
+    def _identity(self, *key: Any) -> str | None:
+        """Returns all that the trace of a program depends on, if no code but Keras's own is in it."""
+        model = self._model and self._model()
+        told = None if model is None else python_code.told(model)
+        return told and repr((key, told))
 
     def form(self, data: Inputs, state: Any) -> Form:
         """Returns what a step is like, as far as mapping it matters; `state` is that of one member."""

@@ -53,7 +53,38 @@ def settings(*things: Any) -> list[Any]:
     """Returns all settings of parts that are reachable from these things, other than the values of variables."""
     survey = Survey()
     survey.foreign(*things)
-    return [keras.config.floatx(), keras.config.epsilon(), *survey.settings]
+    return [*_everywhere(), *survey.settings]
+
+
+def told(model: keras.Model) -> str | None:
+    """Returns all that programs of a built model depend on, other than the values of its state, in any process's words.
+
+    None where there is more to it: code of somebody else, or a variable that is not part of the state. Other than at a
+    step, code that builds counts, too, as how a model begins is a program.
+    """
+    survey = Survey()
+    if survey.foreign(model) or not all(map(_is_of_keras, survey.known.values())):
+        return None
+    lists = (model.variables, model.metrics_variables, getattr(model.optimizer, "variables", []))
+    of_state = {id(variable) for each in lists for variable in each}
+    if any(isinstance(thing, keras.Variable) and id(thing) not in of_state for thing in survey.known.values()):
+        return None
+    # Numbers by which Python knows a variable are others in each process, and so is their order in a set.
+    of_all = [None if type(each) is int and each in survey.known else each for each in survey.settings]
+    try:  # the survey leaves out the values of variables, as a first learning rate, and how layers are connected
+        described = (model.get_config(), model.optimizer.get_config(), model.get_compile_config())
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+    return repr((keras.__version__, keras.config.image_data_format(), _everywhere(), of_all, described))
+
+
+def _everywhere() -> list[Any]:
+    return [keras.config.floatx(), keras.config.epsilon()]
+
+
+def _is_of_keras(thing: Any) -> bool:
+    modules = [kind.__module__ for kind in type(thing).__mro__]
+    return all(is_kerass(module) or module.split(".")[0] in OF_OTHERS for module in modules)
 
 
 _datasets: "weakref.WeakKeyDictionary[Any, bool]" = weakref.WeakKeyDictionary()
@@ -83,7 +114,7 @@ class Survey:
     def __init__(self) -> None:
         """Has seen nothing yet."""
         self.settings: list[Any] = []
-        self._known: dict[int, Any] = {}
+        self.known: dict[int, Any] = {}
         self._patches: dict[type, str | None] = {}
         self._members: list[Any] = []
 
@@ -108,8 +139,8 @@ class Survey:
                 self.settings.append(thing)
             elif isinstance(thing, ARRAYS):
                 self.settings.append(np.asarray(thing).tobytes())
-            elif not isinstance(thing, IDLE) and id(thing) not in self._known:
-                self._known[id(thing)] = thing
+            elif not isinstance(thing, IDLE) and id(thing) not in self.known:
+                self.known[id(thing)] = thing
                 self.settings.append(f"{type(thing).__name__} {getattr(thing, '__qualname__', '')}")
                 unknown.append(thing)
         return unknown

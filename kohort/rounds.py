@@ -166,7 +166,7 @@ class Rounds:
             first = self._first_call(number, len(block.members)).seconds_per_epoch
             if choice.is_settled or not self._is_warm or not first or not per_epoch:
                 continue
-            if remaining * per_epoch < WORTH_MEASURING * first:
+            if remaining * per_epoch < WORTH_MEASURING * (choice.compiling + first):
                 continue
             count = int(MEASURING_SECONDS * len(self._blocks()) / (per_epoch * cores()))
             choice.measure(self._timed(self.lots[number], block, max(1, min(self.capacity, count))))

@@ -9,7 +9,7 @@ import functools
 import random
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import jax
 import keras
 import numpy as np
 
-from kohort import keras_internals, keras_parts, rounding
+from kohort import keras_internals, keras_parts, python_code, rounding, traced
 from kohort.data import Inputs
 from kohort.engine import State
 from kohort.programs import Programs
@@ -69,8 +69,7 @@ class Template:
             )
         keras_parts.compile_like(self.network, model)
         self.programs = VariedPrograms(self.network, paths) if paths else Programs(self.network)
-        options = QUICKLY_COMPILED if jax.default_backend() == "cpu" else None
-        self._initial = jax.jit(jax.vmap(rounding.op_by_op(self._begin)), compiler_options=options)
+        self._initial: dict[int, Any] = {}
         self._built_with: Any = None
         self._others: dict[Any, Template] = {}
 
@@ -135,11 +134,21 @@ class Template:
             values: Path of each varied number to its values, (member,).
         """
         draws = np.array([_drawn(seed, self.draws) for seed in seeds], np.uint32)
-        state = self._initial(draws)
+        state = State(*self._beginning(draws)(draws))
         metrics = keras_internals.read_state(self.network).metrics_variables
         stacked = [np.repeat(np.asarray(value)[None], len(seeds), 0) for value in metrics]
-        state = state._replace(metrics_variables=stacked)
+        state = traced.bound(state._replace(metrics_variables=stacked))
         return self.programs.begin_with(state, values) if isinstance(self.programs, VariedPrograms) else state
+
+    def _beginning(self, draws: np.ndarray) -> Callable:
+        """Returns the program that computes how members begin from the seeds that they draw (member, draw)."""
+        if len(draws) not in self._initial:
+            run = jax.vmap(rounding.op_by_op(self._begin))
+            options = QUICKLY_COMPILED if jax.default_backend() == "cpu" else None
+            told = python_code.told(self.network) if traced.are_kept() else None
+            kept = told and traced.program(f"begin {told}", lambda of: tuple(run(of)), (draws,), options=options)
+            self._initial[len(draws)] = kept or jax.jit(run, compiler_options=options)
+        return self._initial[len(draws)]
 
     def with_values(self, state: State, values: Mapping[str, np.ndarray]) -> State:
         """Returns the state of members, leading axis member, with their values beside it where programs read them."""

@@ -256,23 +256,30 @@ def test_quick_measures_what_the_switch_costs_and_gains(tmp_path):
     text, _ = run("switched", tmp_path / "results.md")
     rows = cells(text, FIGURES)
 
+    rows.pop(1)  # where TensorFlow is not installed, it says so
     assert [row[5] for row in rows] == ["≤ 1 ms", "≤ 1 ms", "–", "–", "≤ 20 MB", "≤ 0 compilations"]
     assert [row[6] for row in rows[-2:]] == ["yes", "yes"]
     assert all(float(row[3].split()[0]) > 0 for row in rows[1:4])  # what a fall back takes more is noise of two calls
 
 
-def test_the_switch_says_what_it_reached(bench, switched):
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_switch_says_what_it_reached(bench, switched, is_there, monkeypatch):
     """Of figures that are given; what is measured in processes of their own, the slow test runs."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True if is_there else None)
     told = {
         "fall_backs": ([1.0], [0.9]), "judged": [1.1], "passes": {"evaluate": [9.0], "predict": [8.0]},
         "refits": (20.1, 1),
     }  # fmt: skip
-    found = switched.rows(lambda function, *arguments: told[function.__name__], switched.QUICK)
+
+    def measured(function, *arguments, needs="jax"):
+        return told[function.__name__] if needs == "jax" else ([3.0], [1.2])
+
+    found = switched.rows(measured, switched.QUICK)
 
     assert [(row.figure, row.reached) for row in bench.figure_rows(found)] == [
-        ("0.9 ms", "yes"), ("1.1 ms", "**no**"), ("9 times", "–"), ("8 times", "–"),
-        ("20.1 MB", "**no**"), ("1 compilations", "**no**"),
+        ("0.9 ms", "yes"), ("1.2 ms", "**no**") if is_there else ("not installed", "–"),
+        ("1.1 ms", "**no**"), ("9 times", "–"), ("8 times", "–"), ("20.1 MB", "**no**"), ("1 compilations", "**no**"),
     ]  # fmt: skip
     told["refits"] = (19.9, 0)
-    found = switched.rows(lambda function, *arguments: told[function.__name__], switched.QUICK)
+    found = switched.rows(measured, switched.QUICK)
     assert [row.reached for row in bench.figure_rows(found)][-2:] == ["yes", "yes"]

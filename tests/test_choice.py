@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import keras
@@ -37,6 +38,10 @@ def noted(monkeypatch):
     monkeypatch.setattr("kohort.disk.remembered", notes.get)
     monkeypatch.setattr("kohort.disk.remember", notes.__setitem__)
     return notes
+
+
+def mappings(notes):
+    return [text for key, text in notes.items() if not key.endswith("-compiling")]
 
 
 @pytest.mark.parametrize(
@@ -161,17 +166,48 @@ def test_a_measurement_decides_and_is_remembered(monkeypatch, noted, units, cand
     history = cohort.fit(X, Y, epochs=6, verbose=0)
     assert tried == [(candidate, True) for candidate in candidates]
     np.testing.assert_allclose(history["loss"], expected["loss"], atol=1e-4)
-    assert list(noted.values()) == [candidates[1]]
+    assert mappings(noted) == [candidates[1]]
     cohort.fit(X, Y, epochs=6, verbose=0)
     kohort.Cohort(network(units), 4).fit(X, Y, epochs=6, verbose=0)  # as in another process
     assert len(tried) == 2
+
+
+@pytest.mark.parametrize("worth", [False, True])
+def test_what_is_short_beside_a_compilation_is_not_measured(monkeypatch, noted, worth):
+    """Another mapping has to be compiled, too: for a fit that is over before, nothing is gained."""
+    tried = measured(monkeypatch, faster="vectorized")
+    monkeypatch.setattr(rounds, "WORTH_MEASURING", 1e-6)
+    monkeypatch.setattr(choice.Choice, "compiling", 0.0 if worth else 1e12)
+    kohort.Cohort(network(), 4).fit(X, Y, epochs=6, verbose=0)
+    assert bool(tried) == worth
+
+
+def test_how_long_a_program_took_to_compile_is_remembered(noted, monkeypatch):
+    """Where it is kept, the next process finds it at once; but not the one that it would be measured against."""
+    choices = []
+    monkeypatch.setattr(rounds, "Choice", lambda *made_of: choices.append(choice.Choice(*made_of)) or choices[-1])
+    cohort = kohort.Cohort(network(), 4)
+    start = time.perf_counter()
+    cohort.fit(X, Y, verbose=0)
+    most = time.perf_counter() - start
+    (key,) = noted
+    assert 0 < float(noted[key]) < most
+    cohort.fit(X, Y, verbose=0)
+    assert [each.compiling for each in choices] == [float(noted[key])] * 2
+
+    noted[key] = "no number"
+    kohort.Cohort(network(), 4).fit(X, Y, verbose=0)  # as in another process
+    assert 0 < choices[-1].compiling < most
+    noted[key] = "1e6"
+    kohort.Cohort(network(), 4).fit(X, Y, verbose=0)  # as in another process
+    assert choices[-1].compiling == 1e6
 
 
 def test_a_small_gain_changes_nothing(monkeypatch, noted):
     measured(monkeypatch, faster="vectorized")
     monkeypatch.setattr(choice, "CLEAR_GAIN", 3.0)
     kohort.Cohort(network(), 4).fit(X, Y, epochs=6, verbose=0)
-    assert list(noted.values()) == ["abreast"]
+    assert mappings(noted) == ["abreast"]
 
 
 def test_what_was_measured_is_known_to_another_process(tmp_path):
