@@ -26,6 +26,9 @@ from kohort.vary import Kind, VariedPrograms, set_values
 # How members begin is computed in a moment, by many operations, each of which rounds as it does alone: XLA would take
 # longer to make them fast than a small network trains.
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}
+# It is computed for a multiple of so many members where their states are small, so that blocks of other widths need no
+# other program; these bytes they may take.
+BEGINNERS, SMALL_BYTES = 64, 2**20
 
 
 def generator_states() -> tuple:
@@ -134,11 +137,20 @@ class Template:
             values: Path of each varied number to its values, (member,).
         """
         draws = np.array([_drawn(seed, self.draws) for seed in seeds], np.uint32)
-        state = State(*self._beginning(draws)(draws))
+        padded = draws[np.minimum(np.arange(self._beginners(len(draws))), len(draws) - 1)]
+        state = State(*self._beginning(padded)(padded))
+        if len(padded) > len(draws):
+            state = jax.tree.map(lambda array: np.asarray(array)[: len(draws)], state)
         metrics = keras_internals.read_state(self.network).metrics_variables
         stacked = [np.repeat(np.asarray(value)[None], len(seeds), 0) for value in metrics]
         state = traced.bound(state._replace(metrics_variables=stacked))
         return self.programs.begin_with(state, values) if isinstance(self.programs, VariedPrograms) else state
+
+    def _beginners(self, members: int) -> int:
+        """Returns for how many members it is computed how so many begin."""
+        own = sum(array.nbytes for array in jax.tree.leaves(keras_internals.read_state(self.network)))
+        is_small = BEGINNERS * own <= SMALL_BYTES and jax.default_backend() == "cpu"
+        return -(-members // BEGINNERS) * BEGINNERS if is_small else members
 
     def _beginning(self, draws: np.ndarray) -> Callable:
         """Returns the program that computes how members begin from the seeds that they draw (member, draw)."""

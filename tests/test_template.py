@@ -1,10 +1,12 @@
 """What all cohorts of a model share: its members are compiled as it was, whatever its recipe holds."""
 
+import jax
 import keras
 import numpy as np
 import pytest
 from keras import layers
 from oracle import by_keras, differences
+from test_promises import compilations
 
 import kohort
 from kohort.template import Template
@@ -121,3 +123,21 @@ def test_large_layers_begin_as_by_keras_bit_for_bit(name):
         assert (
             differences([np.asarray(v) for v in theirs], [np.asarray(v[lane]) for v in state.trainable_variables]) == []
         )
+
+
+def test_how_few_begin_is_computed_by_the_program_of_many():
+    """Blocks of a small cohort are of any width, and each would be compiled for by itself."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3, "tanh"), layers.Dropout(0.5), layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    template = Template(model)
+    many = template.initial(tuple(range(60)), {})
+    with compilations() as compiled:
+        few = template.initial((3, 4, 5), {})
+    assert compiled == []
+    assert (
+        differences([np.asarray(v)[3:6] for v in jax.tree.leaves(many)], [*map(np.asarray, jax.tree.leaves(few))]) == []
+    )
+
+    keras.utils.set_random_seed(4)
+    theirs = keras.models.clone_model(model).get_weights()
+    assert differences(theirs, [np.asarray(v[1]) for v in few.trainable_variables]) == []
