@@ -69,6 +69,8 @@ def described(model: keras.Model, refusal: Callable[[keras.Model, str, str], Val
     compiled = serialised.pop("compile_config")
     for option, kept in keras_parts.kept_options(model).items():
         compiled[option] = keras.saving.serialize_keras_object(kept)
+    if model.dtype_policy.name == "mixed_float16" and not keras_parts.scales_loss(model):
+        compiled["auto_scale_loss"] = False  # no configuration tells it
     # What another backend made of "auto" is not what JAX makes of it.
     compiled["jit_compile"] = "auto" if model.jit_compile or not keras_internals.on_jax() else False
     return {

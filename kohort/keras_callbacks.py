@@ -82,7 +82,8 @@ def writes_at_batches(callback: Any) -> bool:
 
 def acts_at_batches(callback: Any) -> bool:
     """Says whether the callback is Keras's own and acts after so many batches, and between them only counts."""
-    return saves_at_batches(callback) or writes_at_batches(callback)
+    hooks = [_function(callback, hook) for hook in BATCH_HOOKS if _is_own(callback, hook)]
+    return all(hook in IDLE for hook in hooks) and (saves_at_batches(callback) or writes_at_batches(callback))
 
 
 def batches_to_act(callback: Any, ends: Sequence[int]) -> int | None:

@@ -77,7 +77,13 @@ def own_options(model: keras.Model) -> dict[str, Any]:
         has_own = isinstance(part, keras.optimizers.Optimizer | keras.losses.Loss | keras.metrics.Metric)
         return own_part(part) if has_own else part
 
-    return {name: tree.map_structure(own, value) for name, value in compile_options(model).items()}
+    options = {name: tree.map_structure(own, value) for name, value in compile_options(model).items()}
+    return {**options, "auto_scale_loss": scales_loss(model)}  # no configuration tells it
+
+
+def scales_loss(model: keras.Model) -> bool:
+    """Says whether the loss is scaled, as Keras does with half precision unless `compile` is told not to."""
+    return isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def own_part(part: Any) -> Any:

@@ -14,7 +14,7 @@ import jax
 import keras
 from jax import lax
 
-from kohort import engine, keras_internals, pieces, python_code, remote, rules
+from kohort import engine, keras_internals, keras_parts, pieces, python_code, remote, rules, traced
 from kohort.data import Inputs
 from kohort.engine import Cut, Functions, Pace, Schedule, Unknown
 from kohort.mapping import Form, Make, of_block
@@ -29,7 +29,8 @@ class Programs:
 
     def __init__(self, model: keras.Model, functions: Functions | None = None) -> None:
         """Holds the model weakly; nothing is traced yet. Its steps may be given, by somebody who adds to them."""
-        self._functions = (functions or keras_internals.functions(model)).traced_once()
+        self._traced_in: set[tuple] = set()  # the surroundings of all traces of its steps
+        self._functions = noted(functions or keras_internals.functions(model), self._traced_in).traced_once()
         self._model = weakref.ref(model) if functions is None else None
         self._marker = keras_internals.compile_marker(model)
         self._settings = settings_of(model)
@@ -88,10 +89,13 @@ class Programs:
         return self.once((*key, mapping, own), made)
 
     def _identity(self, *key: Any) -> str | None:
-        """Returns all that the trace of a program depends on, if no code but Keras's own is in it."""
+        """Returns all that the trace of a program depends on, if no code but Keras's own is in it.
+
+        Steps are traced once: where something was set otherwise since, a new program still holds what it was before.
+        """
         model = self._model and self._model()
-        told = None if model is None else python_code.told(model)
-        return told and repr((key, told))
+        told = None if model is None or self._traced_in - {traced.surroundings()} else python_code.told(model)
+        return told and repr((key, told, keras_parts.decay_exclusions(model)))
 
     def form(self, data: Inputs, state: Any) -> Form:
         """Returns what a step is like, as far as mapping it matters; `state` is that of one member."""
@@ -157,6 +161,19 @@ class Programs:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def noted(functions: Functions, surroundings: set[tuple]) -> Functions:
+    """Returns the functions with steps that note in which surroundings they are traced."""
+
+    def of(step: Callable) -> Callable:
+        def run(*args: Any) -> Any:
+            surroundings.add(traced.surroundings())
+            return step(*args)
+
+        return run
+
+    return functions._replace(train_step=of(functions.train_step), test_step=of(functions.test_step))
 
 
 def settings_of(model: keras.Model) -> list[Any]:

@@ -40,6 +40,8 @@ ARRAYS = np.ndarray | jax.Array
 IDLE = weakref.ref | inspect.Signature | types.ModuleType | keras.KerasTensor | threading.local | PurePath | type
 # Whose classes hold data, or compute and do nothing else.
 OF_OTHERS = {"builtins", "abc", "collections", "enum", "functools", "types", "typing"}
+# These write methods into named tuples and enumerations.
+WRITES_METHODS = {"collections", "enum"}
 # Keras's own, but made to run on data beforehand, and not all of them by JAX.
 PREPARES_DATA = keras.layers.Discretization.__module__.rpartition(".")[0]
 
@@ -53,11 +55,11 @@ def settings(*things: Any) -> list[Any]:
     """Returns all settings of parts that are reachable from these things, other than the values of variables."""
     survey = Survey()
     survey.foreign(*things)
-    return [*_everywhere(), *survey.settings]
+    return [keras.config.floatx(), keras.config.epsilon(), *survey.settings]
 
 
 def told(model: keras.Model) -> str | None:
-    """Returns all that programs of a built model depend on, other than the values of its state, in any process's words.
+    """Returns all that programs of a built model depend on, but its state and Keras's settings, in any process's words.
 
     None where there is more to it: code of somebody else, or a variable that is not part of the state. Other than at a
     step, code that builds counts, too, as how a model begins is a program.
@@ -75,11 +77,7 @@ def told(model: keras.Model) -> str | None:
         described = (model.get_config(), model.optimizer.get_config(), model.get_compile_config())
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return None
-    return repr((keras.__version__, keras.config.image_data_format(), _everywhere(), of_all, described))
-
-
-def _everywhere() -> list[Any]:
-    return [keras.config.floatx(), keras.config.epsilon()]
+    return repr((of_all, described))
 
 
 def _is_of_keras(thing: Any) -> bool:
@@ -149,7 +147,7 @@ class Survey:
         """Names the code of the thing itself if somebody else wrote it."""
         if isinstance(thing, types.FunctionType):
             written_in = thing.__globals__.get("__name__", "")  # wrapped, a function may go under another module
-            return None if thing.__name__ in NOT_AT_STEPS or is_kerass(written_in) else f"`{thing.__qualname__}`"
+            return None if is_kerass(written_in) else f"`{thing.__qualname__}`"
         for kind in type(thing).__mro__:
             if kind.__module__.startswith(PREPARES_DATA):
                 return f"`{kind.__name__}`"
@@ -189,7 +187,7 @@ def _is_put(member: Any) -> bool:
     """Says whether a method in a class of Keras's is not the one that Keras wrote."""
     if isinstance(member, types.FunctionType):
         written_in = member.__globals__.get("__name__", "")
-        return not is_kerass(written_in) and written_in != "collections"  # which writes named tuples
+        return not is_kerass(written_in) and written_in not in WRITES_METHODS
     return not isinstance(member, type) and type(member).__module__ not in ("builtins", "functools")
 
 
@@ -204,7 +202,7 @@ def parts(thing: Any) -> Iterator[Any]:
         yield from (cell.cell_contents for cell in thing.__closure__ or () if is_filled(cell))
         yield from (thing.__defaults__, thing.__kwdefaults__)
     elif isinstance(thing, types.MethodType):
-        yield from (thing.__func__, thing.__self__)
+        yield from (thing.__self__,) if thing.__name__ in NOT_AT_STEPS else (thing.__func__, thing.__self__)
     elif isinstance(thing, functools.partial):
         yield from (thing.func, thing.args, thing.keywords)
     elif isinstance(thing, dict):

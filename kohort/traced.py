@@ -8,11 +8,13 @@ traces one network at a time: a tenth of a second each, ten times what its train
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import keras
 from jax import export
 from jaxlib.version import __version__ as VERSION
 
@@ -80,7 +82,7 @@ def program(
     Both are run alike, so that numbers do not depend on which of them it was.
 
     Args:
-        identity: All that the trace depends on but the arguments, kohort, JAX and its configuration. One that tells
+        identity: All that the trace depends on but the arguments and `surroundings`. One that tells
             where a thing lies in memory does not say what it is.
         function: Returns dicts, lists and tuples of arrays.
         args: Arguments, of which shapes and types count.
@@ -91,7 +93,7 @@ def program(
         return None
     leaves, structure = jax.tree.flatten(args)
     types = [jax.typeof(leaf) for leaf in leaves]
-    key = hashlib.sha256(repr((identity, str(structure), types, options, _surroundings())).encode()).hexdigest()
+    key = hashlib.sha256(repr((identity, str(structure), types, options, surroundings())).encode()).hexdigest()
     known = _opened(disk.kept(key)) or _traced(key, function, structure, types)
     return known and Traced(*known, len(jax.tree.leaves(args[:donated])), options)
 
@@ -122,16 +124,26 @@ def _opened(data: bytes | None) -> tuple[Any, export.Exported] | None:
     return json.loads(form), export.deserialize(bytearray(body))
 
 
-def _surroundings() -> tuple:
-    """Returns what else a trace depends on."""
-    settings = [(name, repr(getattr(jax.config, name, None))) for name in sorted(jax.config.values)]
-    return _sources(), jax.__version__, VERSION, settings
+def surroundings() -> tuple:
+    """Returns what else a trace depends on: the code, and what JAX and Keras take from everywhere."""
+    of_jax = [(name, repr(getattr(jax.config, name, None))) for name in sorted(jax.config.values)]
+    of_keras = keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format()
+    return _sources(), jax.__version__, VERSION, keras.__version__, *of_keras, *of_jax
 
 
 @functools.cache
 def _sources() -> str:
-    """Returns the digest of kohort's own code: of one that is being changed, the version says nothing."""
+    """Returns the digest of kohort's own code, and of when Keras's and JAX's was written.
+
+    Of code that is being changed, the version says nothing.
+    """
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
+    for package in (keras, jax):
+        for folder, within, files in os.walk(os.path.dirname(str(package.__file__))):
+            within.sort()
+            for name in sorted(name for name in files if name.endswith(".py")):
+                written = os.stat(os.path.join(folder, name))
+                digest.update(f"{name} {written.st_size} {written.st_mtime_ns}".encode())
     return digest.hexdigest()

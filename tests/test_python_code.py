@@ -243,6 +243,11 @@ def scanned():
     return keras.Model(inputs, keras.ops.associative_scan(lambda a, b: a + b, inputs))
 
 
+def get_config(y, prediction):
+    """By its name it would be no step."""
+    return keras.ops.mean((y - prediction) ** 2, -1)
+
+
 def own_call(layer, inputs, training=None):
     return inputs
 
@@ -263,6 +268,7 @@ def test_a_method_of_keras_that_somebody_replaced(monkeypatch):
         (lambda: build(dense(2, own_activation)), "`own_activation`"),
         (lambda: build(dense(2, functools.wraps(keras.activations.relu)(lambda x: 2 * x))), "`relu`"),
         (lambda: build(dense(2, functools.partial(own_activation))), "`own_activation`"),
+        (lambda: build(dense(2), loss=get_config), "`get_config`"),
         (lambda: build(lambda: OwnLayer(2)), "`OwnLayer.call`"),
         (lambda: build(lambda: OwnProperty(2)), "`OwnProperty.units_again`"),
         (lambda: build(lambda: layers.Lambda(own_activation)), "`own_activation`"),
@@ -291,6 +297,11 @@ def test_callbacks_that_may_change_a_setting():
 def test_classes_that_run_nothing_of_their_own():
     assert python_code.somebody_elses(build(lambda: OwnUnits(1)), keras.callbacks.EarlyStopping("loss")) is None
     fit_alike(functools.partial(build, lambda: OwnUnits(1)), FIT)
+
+
+def test_a_metric_that_has_an_enumeration_is_all_of_keras():
+    """Python's `enum` writes methods into it."""
+    assert python_code.somebody_elses(keras.metrics.AUC()) is None
 
 
 def test_streams_run_code_between_the_steps():

@@ -9,6 +9,7 @@ from oracle import by_keras, differences
 from test_promises import compilations
 
 import kohort
+from kohort import blueprint
 from kohort.template import Template
 
 RNG = np.random.default_rng(5)
@@ -141,3 +142,24 @@ def test_how_few_begin_is_computed_by_the_program_of_many():
     keras.utils.set_random_seed(4)
     theirs = keras.models.clone_model(model).get_weights()
     assert differences(theirs, [np.asarray(v[1]) for v in few.trainable_variables]) == []
+
+
+@pytest.fixture
+def half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("half_precision")
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_loss_is_scaled_where_that_of_the_model_is(scaled):
+    """No configuration tells it: without more, what is compiled from one scales the loss in any case."""
+    model = network()
+    model.compile("sgd", "mse", auto_scale_loss=scaled)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == scaled
+
+    cohort, described = kohort.Cohort(model, 2), blueprint.described(model, lambda *told: ValueError(told))
+    cohort.fit(POINTS, SIGNS, epochs=2, verbose=0)
+    for other in (Template(model).network, cohort.member(index=1), cohort.ensemble(2), blueprint.rebuilt(described)):
+        assert type(other.optimizer) is type(model.optimizer)

@@ -1,5 +1,6 @@
 """`TensorBoard` of a compiled fit writes what it writes for Keras, at epochs and after so many batches."""
 
+import copy
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,3 +109,16 @@ def test_tensorboard_runs_compiled_where_it_takes_no_times(tmp_path):
         decided[str(options)] = why_fall_back(build(), Request(X, Y, callbacks=[callback]))
     assert list(decided.values())[:2] == [None, None]
     assert "acts inside an epoch" in str(list(decided.values())[2])
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [callbacks.TensorBoard("board", update_freq=2), callbacks.ModelCheckpoint("never.keras", save_freq=2)],
+    ids=["writes", "saves"],
+)
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end"])
+def test_hooks_of_ones_own_at_each_batch_are_called_by_keras(callback, hook):
+    callback = copy.copy(callback)
+    assert why_fall_back(build(), Request(X, Y, callbacks=[callback])) is None
+    setattr(callback, hook, lambda batch, logs=None: None)
+    assert "acts inside an epoch" in str(why_fall_back(build(), Request(X, Y, callbacks=[callback])))

@@ -16,6 +16,7 @@ from test_promises import fresh_process
 
 import kohort
 from kohort import disk, python_code, traced
+from kohort.programs import Programs
 
 X, Y = kohort.data.xor()
 
@@ -103,6 +104,33 @@ def test_what_is_named_by_its_place_in_memory_is_not_kept(notes):
     assert notes == {}
 
 
+def test_a_step_that_was_traced_before_something_was_set_is_not_kept(tmp_path):
+    """Steps are traced once, and new programs are made of them: by the name of what is set now, they would be wrong."""
+    code = """
+        import sys
+        import kohort, keras
+        from kohort import traced
+
+        anew, trace = [], traced._traced
+        traced._traced = lambda key, *others: anew.append(key) or trace(key, *others)
+        x, y = kohort.data.moons(24)
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "sigmoid")])
+        model.compile(keras.optimizers.SGD(1.0), "binary_crossentropy")
+        cohort = kohort.Cohort(model, 3, mapping="vectorized")
+        if EARLY:
+            cohort.fit(x[:16], y[:16], batch_size=8, epochs=3, verbose=0)
+        keras.config.set_epsilon(0.3)
+        cohort = kohort.Cohort(model, 3, mapping="vectorized")
+        print(cohort.fit(x, y, batch_size=8, epochs=3, verbose=0)["loss"].tolist())
+    """
+    early, late, alone = (
+        fresh_process(code.replace("EARLY", is_early), KOHORT_CACHE_DIR=str(tmp_path / folder)).stdout
+        for is_early, folder in (("True", "one"), ("False", "one"), ("False", "another"))
+    )
+    assert early != late == alone != ""
+
+
 def test_what_jax_cannot_write_down_is_not_kept(notes):
     def through_python(a):
         return [jax.pure_callback(lambda a: a, jax.ShapeDtypeStruct(a.shape, a.dtype), a)]
@@ -135,7 +163,12 @@ def test_models_tell_all_that_they_do():
     assert all(one != other for place, one in enumerate([told(), *others]) for other in others[place:])
 
 
+def build(y, prediction):
+    return keras.ops.mean(keras.ops.abs(y - prediction), -1)
+
+
 def test_code_of_somebody_else_tells_nothing():
+    assert told(loss=build) is None  # by its name it is no step
     assert told(activation=lambda x: x) is None
     assert told(OwnBuild) is None
     assert told(loss=lambda y, prediction: keras.ops.mean(y - prediction)) is None
@@ -143,6 +176,19 @@ def test_code_of_somebody_else_tells_nothing():
 
 def test_models_tell_what_their_variables_begin_with():
     assert told(optimizer=keras.optimizers.SGD(0.1)) != told(optimizer=keras.optimizers.SGD(0.2))
+
+
+def test_programs_tell_what_does_not_decay():
+    def excluding(part):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((2,)), layers.Dense(3), layers.Dense(1)])
+        model.compile(keras.optimizers.AdamW(), "mse")
+        model.optimizer.exclude_from_weight_decay(var_list=[getattr(layer, part) for layer in model.layers])
+        return Programs(model)._identity("epochs")
+
+    assert excluding("kernel") == excluding("kernel")
+    assert excluding("kernel") != excluding("bias")
 
 
 def test_models_tell_how_their_layers_are_connected():

@@ -296,8 +296,8 @@ FAULTS = [
     Fault(
         "programs-named-without-what-variables-begin-with",
         "kohort/python_code.py",
-        "_everywhere(), of_all, described))",
-        "_everywhere(), of_all))",
+        "return repr((of_all, described))",
+        "return repr(of_all)",
         ("tests/test_traced.py::test_members_begin_with_the_learning_rate_of_their_own_process",),
     ),
     Fault(
