@@ -137,20 +137,21 @@ class Template:
             values: Path of each varied number to its values, (member,).
         """
         draws = np.array([_drawn(seed, self.draws) for seed in seeds], np.uint32)
-        padded = draws[np.minimum(np.arange(self._beginners(len(draws))), len(draws) - 1)]
+        count = -(-len(draws) // BEGINNERS) * BEGINNERS if self._is_small else len(draws)
+        padded = draws[np.minimum(np.arange(count), len(draws) - 1)]
         state = State(*self._beginning(padded)(padded))
         if len(padded) > len(draws):
             state = jax.tree.map(lambda array: np.asarray(array)[: len(draws)], state)
         metrics = keras_internals.read_state(self.network).metrics_variables
         stacked = [np.repeat(np.asarray(value)[None], len(seeds), 0) for value in metrics]
-        state = traced.bound(state._replace(metrics_variables=stacked))
+        state = state._replace(metrics_variables=stacked)
         return self.programs.begin_with(state, values) if isinstance(self.programs, VariedPrograms) else state
 
-    def _beginners(self, members: int) -> int:
-        """Returns for how many members it is computed how so many begin."""
+    @functools.cached_property
+    def _is_small(self) -> bool:
+        """Whether it costs next to nothing to compute how a few more members begin."""
         own = sum(array.nbytes for array in jax.tree.leaves(keras_internals.read_state(self.network)))
-        is_small = BEGINNERS * own <= SMALL_BYTES and jax.default_backend() == "cpu"
-        return -(-members // BEGINNERS) * BEGINNERS if is_small else members
+        return BEGINNERS * own <= SMALL_BYTES and jax.default_backend() == "cpu"
 
     def _beginning(self, draws: np.ndarray) -> Callable:
         """Returns the program that computes how members begin from the seeds that they draw (member, draw)."""

@@ -33,7 +33,7 @@ def bound(arrays: Any) -> Any:
     """Returns arrays that belong to this device, where programs are kept: what such a program returns does.
 
     To JAX, an array that belongs to a device is another thing than one that is merely there, and a program that gets
-    now the one and now the other is compiled twice. So the states of members all belong to it, from the beginning.
+    now the one and now the other is compiled twice. So the states of members all belong to it, from the first call on.
     """
     if not are_kept():
         return arrays
@@ -138,12 +138,12 @@ def _sources() -> str:
     Of code that is being changed, the version says nothing.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(filter(Path.is_file, Path(__file__).parent.glob("*.py"))):  # and no editor's lock
         digest.update(path.read_bytes())
     for package in (keras, jax):
         for folder, within, files in os.walk(os.path.dirname(str(package.__file__))):
             within.sort()
             for name in sorted(name for name in files if name.endswith(".py")):
-                written = os.stat(os.path.join(folder, name))
+                written = os.lstat(os.path.join(folder, name))  # of an editor's lock, which leads nowhere, too
                 digest.update(f"{name} {written.st_size} {written.st_mtime_ns}".encode())
     return digest.hexdigest()

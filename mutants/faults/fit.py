@@ -217,6 +217,20 @@ FAULTS = [
         ("tests/test_tensorboard.py::test_tensorboard_that_writes_after_so_many_batches[some]",),
     ),
     Fault(
+        "hooks-of-ones-own-not-called",
+        "kohort/keras_callbacks.py",
+        "return all(hook in IDLE for hook in hooks) and",
+        "return",
+        ("tests/test_tensorboard.py::test_hooks_of_ones_own_at_each_batch_are_called_by_keras",),
+    ),
+    Fault(
+        "functions-excused-by-their-names",
+        "kohort/python_code.py",
+        'return None if is_kerass(written_in) else f"`{thing.__qualname__}`"',
+        'return None if thing.__name__ in NOT_AT_STEPS or is_kerass(written_in) else f"`{thing.__qualname__}`"',
+        ("tests/test_python_code.py::test_code_of_somebody_else",),
+    ),
+    Fault(
         "validation-not-counted-in-batches",
         "kohort/training.py",
         "callback.on_test_batch_begin(step)",
