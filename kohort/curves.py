@@ -1,14 +1,17 @@
 """The metrics of a fit while it runs: an array (member, epoch) for each, filled block by block.
 
 In come the logs of one block after the other; out goes the history. The room exists because of many members the
-history is larger than all else: it is never held twice, and where it is large, it is in a file and not in memory.
+history is larger than all else: it is never held twice, and where it is large, it is in a file and not in memory. Of
+tiny networks it takes a part of the time: what its memory was is lent again.
 """
 
+import collections
 import math
 import mmap
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +24,8 @@ from kohort.history import CohortHistory
 MOST_BYTES_IN_MEMORY = 2**28
 # Where a limit is said for a cohort's memory, they take at most this share of it.
 SHARE_OF_LIMIT = 0.25
+# So much of the memory of histories that are gone is kept for the next; small pieces Python's own allocator keeps.
+LEAST_BYTES_KEPT, MOST_BYTES_KEPT = 2**20, 2**26
 # The system is let to take back memory that was written to files after so many bytes: each time costs the next ones.
 BYTES_BETWEEN_RELEASES = 2**26
 
@@ -108,7 +113,7 @@ class Curves:
         size = math.prod(shape) * dtype.itemsize
         if size <= self._left:
             self._left -= size
-            return np.empty(shape, dtype)
+            return lent(size).view(dtype).reshape(shape)
         with tempfile.TemporaryFile(prefix="kohort-") as file:
             _reserve(file.fileno(), size)
             self._files.append(mmap.mmap(file.fileno(), size))
@@ -120,6 +125,36 @@ class Curves:
         for file in self._files:
             if hasattr(mmap, "MADV_DONTNEED"):
                 file.madvise(mmap.MADV_DONTNEED)
+
+
+class Lent:
+    """Memory as NumPy takes it: once no array is left that looks into it, the next fit may have it."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        """Lends an array of bytes to what NumPy makes of this object."""
+        self.__array_interface__ = memory.__array_interface__
+        weakref.finalize(self, _given_back.append, memory).atexit = False
+
+
+_given_back: collections.deque[np.ndarray] = collections.deque()
+_lending = threading.Lock()  # not taken to give back: that happens at any place, also here
+
+
+def lent(size: int) -> np.ndarray:
+    """Returns so many bytes of any content: those of an earlier fit whose history is gone, if it was of this size.
+
+    To touch memory for the first time takes a tenth of the training of a tiny network.
+    """
+    if not LEAST_BYTES_KEPT <= size <= MOST_BYTES_KEPT:
+        return np.empty(size, np.uint8)
+    with _lending:
+        kept = [_given_back.popleft() for _ in range(len(_given_back))]
+        fitting = next((place for place, memory in enumerate(kept) if memory.nbytes == size), None)
+        memory = np.empty(size, np.uint8) if fitting is None else kept.pop(fitting)
+        while sum(each.nbytes for each in kept) > MOST_BYTES_KEPT:
+            kept.pop(0)
+        _given_back.extendleft(reversed(kept))
+    return np.asarray(Lent(memory))
 
 
 def most_bytes(memory: int | None) -> int:

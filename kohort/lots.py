@@ -46,8 +46,9 @@ class Ahead:
     def capacity(self, width: int, turns: int, memory: int | None) -> int:
         """Returns the most epochs of a call.
 
-        Each call makes and moves logs for so many, however few it runs: where a core takes turns at many blocks, it
-        runs few. Few numbers are possible, as each is a program of its own.
+        Each call makes and moves logs for so many, however few it runs: where a core takes many turns, one block after
+        the other, each runs few. Two turns have the room of one: to wait for each other once more costs more than that.
+        Few numbers are possible, as each is a program of its own.
 
         Args:
             width: Of the widest block, whose row numbers take a part of the memory.
@@ -56,7 +57,7 @@ class Ahead:
         """
         row_bytes = self._row_bytes * width if self.is_order_seen else 0
         most = engine.capacity(row_bytes, min(engine.MAX_ROW_BYTES, (memory or engine.MAX_ROW_BYTES * 16) // 16))
-        return max(1, min(most, engine.MAX_EPOCHS >> min(4, (turns - 1).bit_length())))
+        return max(1, min(most, engine.MAX_EPOCHS >> min(4, ((turns - 1) // 2).bit_length())))
 
 
 class Lot:

@@ -5,6 +5,7 @@ they begin with, and what is known of all of them, in their order. The room exis
 while this one knows where each member is.
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -71,10 +72,7 @@ class Members:
             lots: For each member what it must have in common with those of its block, beside the kind.
         """
         self.templates, self.roster, self.settings, self.exact = templates, roster, settings, settings.exact
-        together: dict[Any, list[int]] = {}
-        for member, common in enumerate(zip(roster.kinds, lots or roster.kinds, strict=True)):
-            together.setdefault(common, []).append(member)
-        self._lots = [(kind, lot) for (kind, _), lot in together.items()]
+        self._lots = _alike(roster.kinds, lots or roster.kinds)
         self.trained: Trained | None = None
         self.single: Members | None = None  # of members that stand once for each fold: each of them once
         self.fold_sizes: list[tuple[int, ...]] = []  # likewise: how many rows each fold trains and validates on
@@ -88,7 +86,12 @@ class Members:
         if self.exact:
             singles = {m: block._replace(members=(m,), width=1) for block in wide_blocks for m in block.members}
             self.blocks = [singles[member] for member in sorted(singles)]
-        self._places = {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
+        self.__dict__.pop("_places", None)
+
+    @functools.cached_property
+    def _places(self) -> dict[int, tuple[int, int]]:
+        """The number of the block and the lane of each member: found when somebody asks for one of many thousands."""
+        return {m: (b, lane) for b, block in enumerate(self.blocks) for lane, m in enumerate(block.members)}
 
     def cut_anew(self, widths: list[int], states: list[State] | None = None) -> list[State] | None:
         """Cuts the members of each kind into blocks of at most so many, also those that are trained.
@@ -260,9 +263,9 @@ class Members:
         return [jax.tree.map(lambda a, own=own: a[own], states[block.kind]) for block, own in pairs]
 
     def _initial(self, block: Block) -> State:
-        lanes, seeds = list(block.lanes), self.roster.seeds
+        lanes = list(block.lanes)
         values = {path: column[lanes] for path, column in self.roster.varied.items()}
-        return self.template(block).initial(tuple(seeds[member] for member in lanes), values)
+        return self.template(block).initial(tuple(map(self.roster.seeds.__getitem__, lanes)), values)
 
     def no_history(self) -> CohortHistory:
         """Returns the history of no epochs."""
@@ -280,6 +283,17 @@ def members_of(
 
     templates = [template_of(model, kind, of_kind(i)) for i, kind in enumerate(kinds)]
     return Members(templates, Roster(seeds, varied, kind_of), settings)
+
+
+def _alike(kinds: Sequence[int], lots: Sequence) -> list[tuple[int, Sequence[int]]]:
+    """Returns the kind and the numbers of the members that have kind and lot in common, for each such pair."""
+    pairs = list(zip(kinds, lots, strict=True))
+    together: dict[Any, Any] = {pair: [] for pair in dict.fromkeys(pairs)}
+    if len(together) == 1:  # mostly, and then many thousands of members
+        return [(kinds[0], range(len(pairs)))]
+    for member, pair in enumerate(pairs):
+        together[pair].append(member)
+    return [(kind, members) for (kind, _), members in together.items()]
 
 
 def unstacked(state: State) -> list[State]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import keras
 import numpy as np
+from jaxtyping import UInt32
 
 from kohort import keras_internals, keras_parts, python_code, rounding, traced
 from kohort.data import Inputs
@@ -136,7 +137,7 @@ class Template:
             seeds: The seed of each member.
             values: Path of each varied number to its values, (member,).
         """
-        draws = np.array([_drawn(seed, self.draws) for seed in seeds], np.uint32)
+        draws = _all_drawn(seeds, self.draws)
         count = -(-len(draws) // BEGINNERS) * BEGINNERS if self._is_small else len(draws)
         padded = draws[np.minimum(np.arange(count), len(draws) - 1)]
         state = State(*self._beginning(padded)(padded))
@@ -178,7 +179,15 @@ class Template:
         return network
 
 
-@functools.lru_cache(maxsize=2**14)  # the trials of a study begin from the same seeds
+@functools.lru_cache(maxsize=2**7)  # blocks of members: trials of a study, and fits again, begin from the same seeds
+def _all_drawn(seeds: tuple[int, ...], count: int) -> UInt32[np.ndarray, "member draw"]:
+    """Returns what is drawn for each of these seeds."""
+    drawn = np.array([_drawn(seed, count) for seed in seeds], np.uint32)
+    drawn.flags.writeable = False
+    return drawn
+
+
+@functools.lru_cache(maxsize=2**14)
 def _drawn(seed: int, count: int) -> tuple[int, ...]:
     """Returns the default seeds that Keras draws, so many, after `keras.utils.set_random_seed(seed)`."""
     generator = random.Random(seed)

@@ -253,4 +253,12 @@ def test_where_a_core_takes_turns_a_call_has_room_for_few_epochs():
     cohort = kohort.Cohort(network(), 2)
     data = kohort.data.inputs(cohort._template.network, X, Y, None, None, Recipe(batch_size=64))
     ahead = Ahead(cohort._members, data, Recipe(batch_size=64), Shares())
-    assert [ahead.capacity(8, turns, None) for turns in (1, 2, 3, 4, 50, 5000)] == [4096, 2048, 1024, 1024, 256, 256]
+    assert [ahead.capacity(8, turns, None) for turns in (1, 2, 3, 4, 5, 50, 5000)] == [
+        4096,
+        4096,
+        2048,
+        2048,
+        1024,
+        256,
+        256,
+    ]

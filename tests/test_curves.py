@@ -78,3 +78,56 @@ def test_no_room_on_the_disk_is_said_at_once(monkeypatch):
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(OSError, match=r"must be so few.*a metric of 32 bytes.*No space left.*TMPDIR"):
         put(Curves((1, 2), EVERY), [0, 1], range(5, 6))
+
+
+@pytest.fixture
+def nothing_given_back(monkeypatch):
+    monkeypatch.setattr(curves, "_given_back", curves.collections.deque())
+
+
+@pytest.mark.usefixtures("nothing_given_back")
+def test_memory_is_lent_again_once_nobody_looks_into_it():
+    first = curves.lent(curves.LEAST_BYTES_KEPT)
+    place, look = first.ctypes.data, first.view(np.float32).reshape(2, -1)[1, ::2]
+    del first
+    assert curves.lent(curves.LEAST_BYTES_KEPT).ctypes.data != place  # and this one is given back at once
+    del look
+    again = curves.lent(curves.LEAST_BYTES_KEPT), curves.lent(curves.LEAST_BYTES_KEPT)
+    assert place in {each.ctypes.data for each in again}
+    assert not curves._given_back
+    again[0][:] = 7  # as memory of one's own
+
+
+@pytest.mark.usefixtures("nothing_given_back")
+@pytest.mark.parametrize("size", [0, curves.LEAST_BYTES_KEPT - 1, curves.MOST_BYTES_KEPT + 1])
+def test_memory_that_is_too_small_or_large_is_not_kept(size):
+    assert curves.lent(size).nbytes == size
+    assert not curves._given_back
+
+
+@pytest.mark.usefixtures("nothing_given_back")
+def test_no_more_memory_is_kept_than_said(monkeypatch):
+    monkeypatch.setattr(curves, "MOST_BYTES_KEPT", 3 * curves.LEAST_BYTES_KEPT)
+    sizes = [curves.LEAST_BYTES_KEPT + extra for extra in range(6)]
+    held = [curves.lent(size) for size in sizes]
+    while held:
+        held.pop(0)
+    curves.lent(2 * curves.LEAST_BYTES_KEPT)
+    assert [memory.nbytes for memory in curves._given_back] == [*sizes[-2:], 2 * curves.LEAST_BYTES_KEPT]
+
+
+@pytest.mark.usefixtures("nothing_given_back")
+def test_a_history_keeps_its_values_when_the_next_fit_has_memory_like_it():
+    members = 2**12
+    epochs = range(curves.LEAST_BYTES_KEPT // members // 4)
+    histories = []
+    for _ in range(2):
+        metrics = Curves(tuple(range(members)), epochs)
+        put(metrics, range(members), epochs)
+        histories.append(metrics.history(len(epochs)))
+        before = np.array(histories[0]["loss"])
+        del metrics
+    other = Curves(tuple(range(members)), epochs)
+    other.skip(np.arange(members), epochs)
+    other.put(np.arange(members), epochs, logs(members, len(epochs), 5.0), np.full(members, len(epochs)), None)
+    np.testing.assert_array_equal(histories[0]["loss"], before)

@@ -287,6 +287,13 @@ FAULTS = [
         ("tests/test_curves.py::test_members_find_their_rows_and_nan_where_nothing_was_recorded",),
     ),
     Fault(
+        "memory-lent-while-somebody-looks-into-it",
+        "kohort/curves.py",
+        "    return np.asarray(Lent(memory))\n",
+        "    Lent(memory)\n    return memory\n",
+        ("tests/test_curves.py::test_memory_is_lent_again_once_nobody_looks_into_it",),
+    ),
+    Fault(
         "mappings-measured-whatever-it-costs",
         "kohort/rounds.py",
         "WORTH_MEASURING * (choice.compiling + first)",
