@@ -30,6 +30,8 @@ from kohort.template import Template
 
 # Another mapping has to be so much faster, or the one that the rule names stays.
 CLEAR_GAIN = 1.2
+# Of tiny networks, so many blocks are given to XLA for each core.
+AHEAD = 2
 # The share of the free memory that a cohort uses where nothing is said.
 DEFAULT_SHARE = 0.5
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -119,6 +121,11 @@ class Choice:
         devices = len(jax.local_devices()) if self.candidates[0] == "sharded" else 1
         return devices * (self.form.width if jax.default_backend() == "cpu" else WIDEST)
 
+    @property
+    def at_once(self) -> int:
+        """How many blocks train at a time: of tiny networks, whose calls are short, the next waits for a core."""
+        return (AHEAD if self.mapping == "abreast" else 1) * cores()
+
     def within_memory(self, lot: Lot, trained: Trained) -> int | None:
         """Returns a width that has room where the present one has none, else None.
 
@@ -132,10 +139,11 @@ class Choice:
         working = lot.program(self.mapping).memory(*arguments)
         self._took(time.perf_counter() - start)
         rows = 0 if arguments[3].rows is None else arguments[3].rows.nbytes  # a share of the memory at any width
+        lot.take_back(arguments[3])
         own = sum(leaf.nbytes for states in trained.states for leaf in jax.tree.leaves(states))
         generators = 2 * 2500 * len(self._members.seeds) if self._ahead.is_order_seen else 0
         limit = memory_limit(self._members.settings.memory)
-        at_once = min(cores(), len(self._members.blocks))
+        at_once = min(self.at_once, len(self._members.blocks))
         held = 2 * own + generators + self._history(limit)
         room = (limit - held) / at_once
         if working <= room:

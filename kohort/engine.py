@@ -356,11 +356,10 @@ class TrainingCall:
 
     def __call__(self, state: Any, *args: Any, spends: bool = False) -> Any:
         """Runs the program, and returns what it carries on and what it logs."""
-        state = self._bound(state)
-        return self._program_of(state, *args)(state if spends else _copied(state), *args)[:2]
+        return self._program_of(state, *args)(state if spends else self._copied(state), *args)[:2]
 
-    def _bound(self, state: Any) -> Any:
-        return state if self._identity is None else traced.bound(state)
+    def _copied(self, state: Any) -> Any:
+        return traced.copied(state) if self._identity is None else traced.bound(state)
 
     def _program_of(self, *args: Any) -> Any:
         """Returns the program for such arguments."""
@@ -385,9 +384,9 @@ class TrainingCall:
 
     def memory(self, state: Any, *args: Any) -> int:
         """Returns the bytes that a call with such arguments takes; it is compiled for it, and not again for a call."""
-        args = self._bound(state), *args
-        form = _form(args)
+        form = _form((state, *args))
         if form not in self._memory:
+            args = self._copied(state), *args
             told = self._program_of(*args).lower(*args).compile().memory_analysis()
             sizes = (told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes) if told else ()
             self._memory[form] = sum(sizes)
@@ -410,12 +409,9 @@ class Carrying(NamedTuple):
 
 
 def _form(args: Any) -> tuple:
-    return (jax.tree.structure(args), *map(jax.typeof, jax.tree.leaves(args)))
-
-
-@jax.jit
-def _copied(state: Any) -> Any:
-    return jax.tree.map(jnp.copy, state)
+    """Returns what programs for such arguments have in common; it is asked at each call."""
+    leaves, structure = jax.tree.flatten(args)
+    return structure, *[(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else type(leaf) for leaf in leaves]
 
 
 class Pace:

@@ -221,6 +221,8 @@ class Lot:
     ) -> None:
         """Puts back what was drawn for epochs, of `count`, that members of a block, who `ran` others, have not run."""
         short = np.flatnonzero(ran < count)
+        if not short.size:
+            return
         numbers, room = block.members[short], self._orders[0].room(1, self.capacity)
         if self.ahead.is_plain:
             self._shuffle(numbers, ran[short], before, after, room, 0)

@@ -6,8 +6,9 @@ while this one knows where each member is.
 """
 
 import functools
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -242,7 +243,7 @@ class Members:
         # Also with `exact`, initial states are computed for several members at once: they are bit for bit Keras's.
         with preserved_generators():
             if self.single is None:
-                states = list(map(self._initial, self.wide_blocks))
+                states = self._initial(self.wide_blocks)
             else:
                 states = self._initial_of(self.single)
         if self.exact:
@@ -256,16 +257,34 @@ class Members:
         folds, places, states = len(self.seeds) // len(single.seeds), {}, {}
         for kind in range(len(self.templates)):
             blocks = [block for block in single.wide_blocks if block.kind == kind]
-            states[kind] = jax.tree.map(lambda *parts: np.concatenate(parts), *map(single._initial, blocks))
+            states[kind] = jax.tree.map(lambda *parts: np.concatenate(parts), *single._initial(blocks))
             places |= {member: place for place, member in enumerate(m for block in blocks for m in block.lanes)}
         lanes = [[places[member // folds] for member in block.lanes] for block in self.wide_blocks]
         pairs = zip(self.wide_blocks, lanes, strict=True)
         return [jax.tree.map(lambda a, own=own: a[own], states[block.kind]) for block, own in pairs]
 
-    def _initial(self, block: Block) -> State:
-        lanes = list(block.lanes)
-        values = {path: column[lanes] for path, column in self.roster.varied.items()}
-        return self.template(block).initial(tuple(map(self.roster.seeds.__getitem__, lanes)), values)
+    def _initial(self, blocks: list[Block]) -> list[State]:
+        """Returns the states that the members of blocks begin with, those of several narrow ones computed at once."""
+        states = []
+        for together in self._together(blocks):
+            lanes = [member for block in together for member in block.lanes]
+            values = {path: column[lanes] for path, column in self.roster.varied.items()}
+            state = self.template(together[0]).initial(tuple(map(self.roster.seeds.__getitem__, lanes)), values)
+            ends = np.cumsum([block.width for block in together])
+            own = [slice(end - block.width, end) for block, end in zip(together, ends, strict=True)]
+            states += [state] if len(own) == 1 else [_lanes(state, part) for part in own]
+        return states
+
+    def _together(self, blocks: list[Block]) -> Iterator[list[Block]]:
+        """Gives blocks of one kind that are next to each other, as many as may begin at once."""
+        for kind, of_kind in itertools.groupby(blocks, lambda block: block.kind):
+            together: list[Block] = []
+            for block in of_kind:
+                if together and sum(b.width for b in (*together, block)) > self.templates[kind].most_at_once:
+                    yield together
+                    together = []
+                together.append(block)
+            yield together
 
     def no_history(self) -> CohortHistory:
         """Returns the history of no epochs."""
@@ -294,6 +313,10 @@ def _alike(kinds: Sequence[int], lots: Sequence) -> list[tuple[int, Sequence[int
     for member, pair in enumerate(pairs):
         together[pair].append(member)
     return [(kind, members) for (kind, _), members in together.items()]
+
+
+def _lanes(state: State, lanes: slice) -> State:
+    return jax.tree.map(lambda array: np.asarray(array)[lanes], state)
 
 
 def unstacked(state: State) -> list[State]:

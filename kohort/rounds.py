@@ -32,7 +32,9 @@ from kohort.rules import Course
 
 # All blocks advance together by about this long, so that an interrupt leaves every member at the same epoch; where
 # members may stop, by less.
-ROUND_SECONDS, STOPPING_ROUND_SECONDS, MOST_STOPPING_ROUNDS = 0.4, 0.1, 25
+ROUND_SECONDS, STOPPING_ROUND_SECONDS, MOST_STOPPING_ROUNDS = 0.4, 0.15, 25
+# What is left is run in one round where that is so many times as long at most: to wait for each other once more costs.
+LONGEST_ROUND = 2
 # To move members costs a copy of their states, so it has to save at least this share of what is left.
 LEAST_SAVING = 0.1
 # The mappings are measured where what is left takes so many times as long as it took to compile the first of them; each
@@ -219,10 +221,13 @@ class Rounds:
             seconds = min(ROUND_SECONDS, STOPPING_ROUND_SECONDS * 2**self._calm_rounds)
             count = min(count, max(share, self.pace.epochs(remaining, self.capacity, seconds)))
             if (impatient := self.guide.end_of_patience(self.recipe.initial_epoch)) > epoch:
-                count = min(count, impatient - epoch)  # when the first members leave their lanes
+                remaining = min(remaining, impatient - epoch)  # when the first members leave their lanes
+                count = min(count, remaining)
         # Many blocks cost time by themselves: a second epoch tells it apart, unless an epoch is long in any case.
         share = self.pace.seconds_per_epoch
-        return min(2, remaining, self.capacity) if count == 1 and share and share < 5 * ROUND_SECONDS else count
+        if count == 1 and share and share < 5 * ROUND_SECONDS:
+            return min(2, remaining, self.capacity)
+        return remaining if remaining <= min(self.capacity, LONGEST_ROUND * count) else count
 
     def _blocks(self) -> list[tuple[int, Block]]:
         """Returns the number of the lot and the block, of all blocks in which members still train."""
@@ -269,13 +274,14 @@ class Rounds:
 
     def _side_by_side(self, advance: Callable, blocks: int, epochs: range) -> list:
         """Advances the blocks on all cores; returns what each carries on."""
+        workers = threads(max(choice.at_once for choice in self.choices))
         every: list[concurrent.futures.Future] = []
         last: dict[int, concurrent.futures.Future] = {}
         # Learning rates that are told begin with those of the round's first epoch.
         order = parts(blocks, epochs, 1 if self.guide.schedulers else cores())
         try:
             for place, part in order:
-                last[place] = threads(cores()).submit(advance, place, part, last.get(place))
+                last[place] = workers.submit(advance, place, part, last.get(place))
                 every.append(last[place])
             return [last[place].result() for place in range(blocks)]
         finally:

@@ -27,9 +27,9 @@ from kohort.vary import Kind, VariedPrograms, set_values
 # How members begin is computed in a moment, by many operations, each of which rounds as it does alone: XLA would take
 # longer to make them fast than a small network trains.
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 1}
-# It is computed for a multiple of so many members where their states are small, so that blocks of other widths need no
-# other program; these bytes they may take.
-BEGINNERS, SMALL_BYTES = 64, 2**20
+# It is computed for at least and at most so many members, each time twice as many, where the states of so few take no
+# more than these bytes: blocks of other widths then need no other program, and narrow ones no call of their own.
+BEGINNERS, MOST_BEGINNERS, SMALL_BYTES = 64, 1024, 2**20
 
 
 def generator_states() -> tuple:
@@ -131,14 +131,14 @@ class Template:
         return state._replace(trainable_variables=jax.vmap(weights)(of_keras) if members else weights(of_keras))
 
     def initial(self, seeds: tuple[int, ...], values: Mapping[str, np.ndarray]) -> State:
-        """Returns the state that the members of a block begin with: leading axis member. It draws from the generators.
+        """Returns the state that members begin with: leading axis member. It draws from the generators.
 
         Args:
             seeds: The seed of each member.
             values: Path of each varied number to its values, (member,).
         """
         draws = _all_drawn(seeds, self.draws)
-        count = -(-len(draws) // BEGINNERS) * BEGINNERS if self._is_small else len(draws)
+        count = BEGINNERS << (max(0, len(draws) - 1) // BEGINNERS).bit_length() if self.most_at_once else len(draws)
         padded = draws[np.minimum(np.arange(count), len(draws) - 1)]
         state = State(*self._beginning(padded)(padded))
         if len(padded) > len(draws):
@@ -149,10 +149,11 @@ class Template:
         return self.programs.begin_with(state, values) if isinstance(self.programs, VariedPrograms) else state
 
     @functools.cached_property
-    def _is_small(self) -> bool:
-        """Whether it costs next to nothing to compute how a few more members begin."""
+    def most_at_once(self) -> int:
+        """Of how many members it is computed at once how they begin: 0 where a few more cost more than nothing."""
         own = sum(array.nbytes for array in jax.tree.leaves(keras_internals.read_state(self.network)))
-        return BEGINNERS * own <= SMALL_BYTES and jax.default_backend() == "cpu"
+        is_small = BEGINNERS * own <= SMALL_BYTES and jax.default_backend() == "cpu"
+        return MOST_BEGINNERS if is_small else 0
 
     def _beginning(self, draws: np.ndarray) -> Callable:
         """Returns the program that computes how members begin from the seeds that they draw (member, draw)."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 from jax import export
 from jaxlib.version import __version__ as VERSION
@@ -30,19 +31,23 @@ def are_kept() -> bool:
 
 
 def bound(arrays: Any) -> Any:
-    """Returns arrays that belong to this device, where programs are kept: what such a program returns does.
+    """Returns copies of arrays that belong to this device, where programs are kept: what such a program returns does.
 
     To JAX, an array that belongs to a device is another thing than one that is merely there, and a program that gets
     now the one and now the other is compiled twice. So the states of members all belong to it, from the first call on.
     """
-    if not are_kept():
-        return arrays
-    device = jax.local_devices()[0]
+    return (_copied_to(jax.local_devices()[0]) if are_kept() else copied)(arrays)
 
-    def one(leaf: Any) -> Any:
-        return leaf if isinstance(leaf, jax.Array) and leaf.committed else jax.device_put(leaf, device)
 
-    return jax.tree.map(one, arrays)
+@jax.jit
+def copied(arrays: Any) -> Any:
+    """Returns copies of arrays."""
+    return jax.tree.map(jnp.copy, arrays)
+
+
+@functools.cache
+def _copied_to(device: Any) -> Callable:
+    return jax.jit(copied, out_shardings=jax.sharding.SingleDeviceSharding(device))
 
 
 class Traced:

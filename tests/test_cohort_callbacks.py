@@ -194,6 +194,18 @@ def test_stopped_members_leave_their_lanes_and_change_no_bit(monkeypatch):
     )
 
 
+def test_the_first_round_ends_where_members_may_leave_their_lanes(monkeypatch):
+    """Also where little is left then: who stops at the end of the patience shall not keep a lane to the last epoch."""
+    counts = []
+    advance = rounds.Rounds._round
+    monkeypatch.setattr(rounds.Pace, "epochs", lambda pace, remaining, capacity, seconds: remaining)
+    monkeypatch.setattr(rounds.Rounds, "_round", lambda fit, *of: counts.append(len(of[1])) or advance(fit, *of))
+    callbacks = [EarlyStopping("loss", patience=10, min_delta=1e6)]
+    history = kohort.Cohort(compiled(dense()), 3).fit(verbose=0, callbacks=callbacks, **FIT | {"epochs": 14})
+    assert history.stopped_epoch.tolist() == [10] * 3
+    assert counts == [11]
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_poisoned_member_stops_alone(exact):
     """P3: the others keep every bit."""

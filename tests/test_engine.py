@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kohort import engine
+from kohort import engine, traced
 from kohort.engine import Cut, Functions, Pace, Schedule, State
 
 RNG = np.random.default_rng(3)
@@ -100,7 +100,7 @@ def test_a_training_call_leaves_the_state_of_its_caller():
 def test_to_ask_for_the_memory_of_a_call_compiles_it_once():
     call = engine.TrainingCall(engine.epochs_program(counting_functions(), Cut(3, 1, 0), None, capacity=2))
     state, rest = begin(), (np.array([1, 2, 3], "float32"), None, Schedule(), 1)
-    jax.block_until_ready(engine._copied(state))  # that is compiled already
+    jax.block_until_ready(traced.copied(state))  # that is compiled already
     seen = []
 
     def listen(event, *_, **__):

@@ -144,6 +144,23 @@ def test_how_few_begin_is_computed_by_the_program_of_many():
     assert differences(theirs, [np.asarray(v[1]) for v in few.trainable_variables]) == []
 
 
+@pytest.mark.parametrize("vary", [None, {"dense.kernel_regularizer.l2": [0.1, 0.2]}])
+def test_narrow_blocks_begin_together_as_each_by_itself(monkeypatch, vary):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3, "tanh", kernel_regularizer="l2", name="dense")])
+    model.compile("adam", "mse", metrics=["mae"])
+    cohorts = [kohort.Cohort(model, 50, vary=vary, grid=vary is not None) for _ in range(2)]
+    states = []
+    for cohort, most in zip(cohorts, (1024, 0), strict=True):
+        monkeypatch.setattr(Template, "most_at_once", most)
+        members = cohort._members
+        members.cut_anew([8] * len(members.templates))
+        assert len(members.blocks) > 6
+        assert (len(list(members._together(members.wide_blocks))) == 1) == (most > 0)
+        states.append(members.begin().states)
+    for one, other in zip(*states, strict=True):
+        assert differences([*map(np.asarray, jax.tree.leaves(one))], [*map(np.asarray, jax.tree.leaves(other))]) == []
+
+
 @pytest.fixture
 def half_precision():
     keras.config.set_dtype_policy("mixed_float16")
