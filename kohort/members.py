@@ -73,7 +73,7 @@ class Members:
             lots: For each member what it must have in common with those of its block, beside the kind.
         """
         self.templates, self.roster, self.settings, self.exact = templates, roster, settings, settings.exact
-        self._lots = _alike(roster.kinds, lots or roster.kinds)
+        self._lots = _alike(roster.kinds, lots)
         self.trained: Trained | None = None
         self.single: Members | None = None  # of members that stand once for each fold: each of them once
         self.fold_sizes: list[tuple[int, ...]] = []  # likewise: how many rows each fold trains and validates on
@@ -304,14 +304,13 @@ def members_of(
     return Members(templates, Roster(seeds, varied, kind_of), settings)
 
 
-def _alike(kinds: Sequence[int], lots: Sequence) -> list[tuple[int, Sequence[int]]]:
+def _alike(kinds: Sequence[int], lots: Sequence | None) -> list[tuple[int, Sequence[int]]]:
     """Returns the kind and the numbers of the members that have kind and lot in common, for each such pair."""
-    pairs = list(zip(kinds, lots, strict=True))
-    together: dict[Any, Any] = {pair: [] for pair in dict.fromkeys(pairs)}
-    if len(together) == 1:  # mostly, and then many thousands of members
-        return [(kinds[0], range(len(pairs)))]
-    for member, pair in enumerate(pairs):
-        together[pair].append(member)
+    if lots is None and kinds.count(kinds[0]) == len(kinds):  # mostly, and then many thousands of members
+        return [(kinds[0], range(len(kinds)))]
+    together: dict[Any, list[int]] = {}
+    for member, pair in enumerate(zip(kinds, lots or kinds, strict=True)):
+        together.setdefault(pair, []).append(member)
     return [(kind, members) for (kind, _), members in together.items()]
 
 

@@ -1,6 +1,7 @@
 """The benchmark: same data and network as kohort's own, figures from measurements, a table that names what it must."""
 
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -223,17 +224,35 @@ def switched(monkeypatch):
     return importlib.import_module("switched")
 
 
-def test_a_fall_back_costs_next_to_nothing(switched):
-    """Issue 3 asks for less than a millisecond a call; where other tests slow Keras's own call down, it may be more."""
-    plain, by_switch = switched.by_turns(60)
-    assert min(by_switch) - min(plain) < max(switched.MOST_MILLISECONDS, 1.5 * min(plain))
-    assert kohort.report().calls == 60
+def calls_of(function):
+    """Returns how many functions of Python and C a call calls: what it takes on any machine, whatever else runs."""
+    counted = itertools.count()
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, argument: next(counted) if event in ("call", "c_call") else None)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return next(counted)
+
+
+# A millisecond, which issue 3 asks for and `./run bench --only switched` measures, has room for many more.
+MOST_CALLS = 3_000
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
-def test_to_judge_a_deep_model_costs_no_more(switched):
+def test_a_fall_back_costs_next_to_nothing(switched, monkeypatch):
+    monkeypatch.setattr(switched, "milliseconds_of", calls_of)
+    plain, by_switch = switched.by_turns(10)
+    assert 0 < min(by_switch) - min(plain) < MOST_CALLS < min(plain)
+    assert kohort.report().calls == 10
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_to_judge_a_deep_model_costs_no_more(switched, monkeypatch):
     """Where Keras runs operation by operation, all that a step may run is looked at, the nearest code first."""
-    assert min(switched.judge(10)) < switched.MOST_MILLISECONDS
+    monkeypatch.setattr(switched, "milliseconds_of", calls_of)
+    assert 0 < min(switched.judge(10)) < MOST_CALLS
 
 
 @pytest.mark.slow
