@@ -35,6 +35,8 @@ from kohort.rules import Course
 ROUND_SECONDS, STOPPING_ROUND_SECONDS, MOST_STOPPING_ROUNDS = 0.4, 0.15, 25
 # What is left is run in one round where that is so many times as long at most: to wait for each other once more costs.
 LONGEST_ROUND = 2
+# glibc's largest threshold, and a little less, of what it takes from the system and gives back piece by piece.
+KEPT_BY_GLIBC = 2**25 - 2**16
 # To move members costs a copy of their states, so it has to save at least this share of what is left.
 LEAST_SAVING = 0.1
 # The mappings are measured where what is left takes so many times as long as it took to compile the first of them; each
@@ -408,8 +410,10 @@ def threads(count: int) -> concurrent.futures.ThreadPoolExecutor:
     """Returns the threads in which blocks train.
 
     All fits have the same ones: a new thread takes its memory from the system page by page, and each time the others
-    are held up; that costs a twentieth of a short fit.
+    are held up; that costs a twentieth of a short fit. So does memory for the logs: where glibc has once been given
+    back a piece as large as this, it keeps those that are not larger, and gives them out again.
     """
+    np.empty(KEPT_BY_GLIBC, np.uint8)
     return concurrent.futures.ThreadPoolExecutor(count, "kohort-block")
 
 
