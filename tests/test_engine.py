@@ -127,6 +127,18 @@ def test_pace_follows_the_clock():
     assert pace.epochs(remaining=1000, capacity=5000) == 1
 
 
+def test_pace_tells_epochs_from_calls_where_their_lengths_differ_much():
+    """Of two calls of nearly one length, the difference is noise."""
+    pace = Pace()
+    pace.record(epochs=9, seconds=0.103)
+    pace.record(epochs=10, seconds=0.084)
+    assert pace.seconds_per_epoch == pytest.approx(0.0084)
+    pace.record(epochs=20, seconds=0.134)
+    assert pace.seconds_per_epoch == pytest.approx(0.005)
+    pace.record(epochs=10, seconds=0.2)  # it must be something else that took long
+    assert pace.seconds_per_epoch == pytest.approx(0.02 / 20)
+
+
 def test_capacity_is_bounded_by_epochs_and_bytes():
     assert engine.capacity(0) == engine.capacity(4) == engine.MAX_EPOCHS
     assert engine.capacity(engine.MAX_ROW_BYTES // 3) == 3
