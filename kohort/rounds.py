@@ -276,7 +276,7 @@ class Rounds:
 
     def _side_by_side(self, advance: Callable, blocks: int, epochs: range) -> list:
         """Advances the blocks on all cores; returns what each carries on."""
-        workers = threads(max(choice.at_once for choice in self.choices))
+        workers = threads(min(choice.at_once for choice in self.choices))
         every: list[concurrent.futures.Future] = []
         last: dict[int, concurrent.futures.Future] = {}
         # Learning rates that are told begin with those of the round's first epoch.

@@ -252,3 +252,13 @@ def test_programs_of_several_devices_are_not_kept(monkeypatch):
     assert traced.are_kept()
     monkeypatch.setattr(jax, "local_devices", lambda: [None, None])
     assert not traced.are_kept()
+
+
+def test_states_are_copied_to_the_device():
+    """A program uses up what it is given; what it returns belongs to the device, as what it is given then has to."""
+    arrays = {"as JAX has it": jnp.ones(3), "as NumPy has it": np.ones(2, np.float32)}
+    copies = traced.bound(arrays)
+    for name, copy in copies.items():
+        assert copy.committed == traced.are_kept()
+        copy.delete()
+        np.testing.assert_array_equal(arrays[name], np.ones_like(arrays[name]))

@@ -34,8 +34,8 @@ FAULTS = [
     Fault(
         "seed-of-the-neighbour",
         "kohort/members.py",
-        "initial(tuple(seeds[member] for member in lanes), values)",
-        "initial(tuple(seeds[member - 1] for member in lanes), values)",
+        "initial(tuple(map(self.roster.seeds.__getitem__, lanes)), values)",
+        "initial(tuple(self.roster.seeds[member - 1] for member in lanes), values)",
         (f"{COHORT}test_initial_state_is_bit_for_bit_keras[dense]",),
     ),
     Fault(
@@ -294,6 +294,27 @@ FAULTS = [
         ("tests/test_curves.py::test_memory_is_lent_again_once_nobody_looks_into_it",),
     ),
     Fault(
+        "pace-of-two-calls-of-nearly-one-length",
+        "kohort/engine.py",
+        "not self._last[0] / 2 < epochs < self._last[0] * 2",
+        "self._last[0] != epochs",
+        ("tests/test_engine.py::test_pace_tells_epochs_from_calls_where_their_lengths_differ_much",),
+    ),
+    Fault(
+        "last-round-goes-beyond-the-patience",
+        "kohort/rounds.py",
+        "                remaining = min(remaining, impatient - epoch)",
+        "                count = min(count, impatient - epoch)",
+        ("tests/test_cohort_callbacks.py::test_the_first_round_ends_where_members_may_leave_their_lanes",),
+    ),
+    Fault(
+        "all-blocks-begin-as-the-first",
+        "kohort/members.py",
+        "slice(end - block.width, end)",
+        "slice(0, block.width)",
+        ("tests/test_template.py::test_narrow_blocks_begin_together_as_each_by_itself[None]",),
+    ),
+    Fault(
         "mappings-measured-whatever-it-costs",
         "kohort/rounds.py",
         "WORTH_MEASURING * (choice.compiling + first)",
@@ -345,9 +366,9 @@ FAULTS = [
     Fault(
         "states-bound-to-no-device",
         "kohort/traced.py",
-        "return jax.tree.map(one, arrays)",
-        "return arrays",
-        ("tests/test_variants.py::test_other_numbers_compile_nothing_and_other_shapes_two_programs_each",),
+        "(_copied_to(jax.local_devices()[0]) if are_kept() else copied)(arrays)",
+        "copied(arrays)",
+        ("tests/test_traced.py::test_states_are_copied_to_the_device",),
     ),
     Fault(
         "damaged-programs-run",
