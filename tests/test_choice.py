@@ -254,22 +254,14 @@ def test_where_a_core_takes_turns_a_call_has_room_for_few_epochs():
     cohort = kohort.Cohort(network(), 2)
     data = kohort.data.inputs(cohort._template.network, X, Y, None, None, Recipe(batch_size=64))
     ahead = Ahead(cohort._members, data, Recipe(batch_size=64), Shares())
-    assert [ahead.capacity(8, turns, None) for turns in (1, 2, 3, 4, 5, 50, 5000)] == [
-        4096,
-        4096,
-        2048,
-        2048,
-        1024,
-        256,
-        256,
-    ]
+    capacities = [ahead.capacity(8, turns, None) for turns in (1, 2, 3, 4, 5, 50, 5000)]
+    assert capacities == [4096, 4096, 2048, 2048, 1024, 256, 256]
 
 
 def test_tiny_networks_are_given_to_the_cores_before_they_ask(monkeypatch):
     """A call of theirs is soon over, and the core would wait for Python to begin the next."""
-    made = []
+    made, threads = [], rounds.threads
     monkeypatch.setattr(rounds, "threads", lambda count: made.append(count) or threads(count))
-    threads = rounds.functools.cache(rounds.concurrent.futures.ThreadPoolExecutor)
     for mapping, each in (("abreast", 2), ("vectorized", 1)):
         made.clear()
         cohort = kohort.Cohort(network(), 20, mapping=mapping)
