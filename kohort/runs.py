@@ -57,9 +57,11 @@ class Run:
         workers = max(2, min(cores(), 4)) if self._is_plain else 1
         with held_interrupt() as interrupt:
             for finished in (executor or executors.in_threads)(lanes, trainer, interrupt, workers):
-                for block, contents in finished:
-                    row = self._row(block.trial)
-                    self.writer.commit(block._replace(trial=row.id), contents)
+                rows = [self._row(block.trial) for block, _ in finished]
+                blocks = [
+                    (b._replace(trial=row.id), contents) for row, (b, contents) in zip(rows, finished, strict=True)
+                ]
+                for row, block in zip(rows, self.writer.commit(*blocks), strict=True):
                     progress.update(row, block)
             progress.finish()
 

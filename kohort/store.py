@@ -377,25 +377,28 @@ class Writer:
         }
         self.records = self.records._replace(about=about if is_first else self.records.about, trials=trials_now)
 
-    def commit(self, block: BlockRow, contents: Contents) -> BlockRow:
-        """Puts a block into the store: first its file, then its row. Returns it with the name of its file.
+    def commit(self, *finished: tuple[BlockRow, Contents]) -> list[BlockRow]:
+        """Puts blocks into the store, all or none: first their files, then their rows, which name the files.
+
+        Each transaction waits for the disk several times, as long as a small network trains.
 
         Raises:
             OSError: If the disk is full or the place cannot be written; what is there stays as it is.
         """
-        name = self._name(block)
-        block = block._replace(file=name)
-        if not self._there.isdisjoint(_members(block)):
-            raise RuntimeError(f"A member of {block[:4]} is in the store already, and nothing is there twice.")
-        whole = Contents({**contents.about, "block": name}, contents.arrays)
-        files.put(self.store.file(block), files.sealed(KIND, VERSION, whole))
-        values = [canonical(value) if isinstance(value, dict | tuple) else value for value in block]
-        with self._transaction([("block", *values)]):
-            marks = ", ".join("?" * len(values))
-            self._connection.execute(f"INSERT INTO block ({', '.join(BlockRow._fields)}) VALUES ({marks})", values)
-        self.records.blocks.append(block)
-        self._there.update(_members(block))
-        return block
+        blocks = [block._replace(file=self._name(block)) for block, _ in finished]
+        members = [member for block in blocks for member in _members(block)]
+        if len(set(members)) < len(members) or not self._there.isdisjoint(members):
+            raise RuntimeError(f"A member of {blocks[0][:4]} is in the store already, and nothing is there twice.")
+        for block, (_, contents) in zip(blocks, finished, strict=True):
+            whole = Contents({**contents.about, "block": block.file}, contents.arrays)
+            files.put(self.store.file(block), files.sealed(KIND, VERSION, whole))
+        rows = [[canonical(value) if isinstance(value, dict | tuple) else value for value in block] for block in blocks]
+        with self._transaction([("block", *row) for row in rows]):
+            marks = ", ".join("?" * len(BlockRow._fields))
+            self._connection.executemany(f"INSERT INTO block ({', '.join(BlockRow._fields)}) VALUES ({marks})", rows)
+        self.records.blocks.extend(blocks)
+        self._there.update(members)
+        return blocks
 
     def _name(self, block: BlockRow) -> str:
         trial = self.records.trials[block.trial]

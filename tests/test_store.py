@@ -39,8 +39,8 @@ def study(tmp_path):
     made = Store(tmp_path / "a.kohort")
     with made.writer() as writer:
         writer.declare(ABOUT, TRIALS)
-        writer.commit(block(), contents())
-        writer.commit(block(2, (0,)), contents())
+        writer.commit((block(), contents()))
+        writer.commit((block(2, (0,)), contents()))
     return made
 
 
@@ -79,8 +79,8 @@ def test_the_name_of_a_file_tells_all_that_a_block_is_made_from(study, tmp_path)
     other = Store(tmp_path / "b.kohort")
     with other.writer() as writer:
         writer.declare({**ABOUT, "data": {"x": "01"}}, TRIALS)
-        elsewhere = writer.commit(block(), contents())
-        further = writer.commit(block(first_epoch=5, epochs=9), contents())
+        [elsewhere] = writer.commit((block(), contents()))
+        [further] = writer.commit((block(first_epoch=5, epochs=9), contents()))
 
     assert len({first.file, second.file, elsewhere.file, further.file}) == 4
     assert sorted(path.name for path in (study.folder / "blocks").iterdir()) == sorted(
@@ -99,7 +99,7 @@ def test_trials_are_declared_once(study):
 
 def test_nothing_is_there_twice(study):
     with study.writer() as writer, pytest.raises(RuntimeError, match=r"nothing is there twice"):
-        writer.commit(block(seeds=(4, 9)), contents())
+        writer.commit((block(seeds=(4, 9)), contents()))
 
     assert len(study.records().blocks) == 2
 
@@ -125,7 +125,7 @@ print(len(Store(sys.argv[1]).records().blocks), flush=True)
 
 def test_another_process_reads_while_one_writes(study):
     with study.writer() as writer:
-        writer.commit(block(seeds=(7,)), contents())
+        writer.commit((block(seeds=(7,)), contents()))
         done = subprocess.run(
             [sys.executable, "-c", READER, str(study.folder)], capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
@@ -197,10 +197,10 @@ def test_a_file_without_its_row_is_no_block(study, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(store, "added", killed)
             with pytest.raises(KeyboardInterrupt):
-                writer.commit(block(seeds=(7,)), contents())
+                writer.commit((block(seeds=(7,)), contents()))
         assert len(Store(study.folder).records().blocks) == 2
         assert len(list((study.folder / "blocks").iterdir())) == 3
-        writer.commit(block(seeds=(7,)), contents())
+        writer.commit((block(seeds=(7,)), contents()))
     assert len(study.records().blocks) == 3
 
 
@@ -209,7 +209,7 @@ def test_migrations_are_taken_in_order(study, monkeypatch):
     store.schema_of.cache_clear()
     assert len(Store(study.folder).records().blocks) == 2  # an older one is read as it is
     with study.writer() as writer:
-        writer.commit(block(seeds=(7,)), contents())
+        writer.commit((block(seeds=(7,)), contents()))
     with sqlite3.connect(study.folder / "index.sqlite") as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (2,)
         assert connection.execute("SELECT note FROM trial").fetchall() == [(None,), (None,)]

@@ -237,7 +237,7 @@ def test_a_read_only_index(study, monkeypatch):
         monkeypatch.setattr(sqlite3, "connect", read_only)
         del writer
     with study.writer() as writer, pytest.raises(OSError, match=r"Received: path='.*' \(Read-only") as caught:
-        writer.commit(block(seeds=(7,)), contents())
+        writer.commit((block(seeds=(7,)), contents()))
 
     assert caught.value.errno == errno.EROFS
     assert len(study.records().blocks) == 2
@@ -251,13 +251,13 @@ def test_a_full_disk_where_the_index_is(study):
         with pytest.raises(
             OSError, match=r"\(No space left on device\)\. Choose .* all blocks that it holds"
         ) as caught:
-            list(map(lambda seed: writer.commit(block(seeds=(seed,)), contents()), range(100, 400)))
+            list(map(lambda seed: writer.commit((block(seeds=(seed,)), contents())), range(100, 400)))
 
         assert caught.value.errno == errno.ENOSPC
         there = len(writer.records.blocks)
         assert len(study.records().blocks) == there
         connection.execute("PRAGMA max_page_count = 100000")  # somebody makes room
-        writer.commit(block(seeds=(99,)), contents())
+        writer.commit((block(seeds=(99,)), contents()))
     assert len(study.records().blocks) == there + 1
 
 
@@ -271,7 +271,7 @@ store = Store(sys.argv[1])
 with store.writer() as writer:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     try:
-        writer.commit(block(seeds=(7,)), Contents({}, {"a": np.zeros(100_000)}))
+        writer.commit((block(seeds=(7,)), Contents({}, {"a": np.zeros(100_000)})))
     except OSError as error:
         print(error)
 """
