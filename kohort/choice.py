@@ -20,11 +20,12 @@ import jax
 
 from kohort import disk, keras_internals
 from kohort.checks import received
+from kohort.cores import cores
 from kohort.curves import most_bytes
 from kohort.lanes import block_step
 from kohort.lots import Ahead, Lot
 from kohort.mapping import MAPPINGS, WIDEST, Form
-from kohort.members import Members, Trained, cores
+from kohort.members import Members, Trained
 from kohort.programs import shapes_of
 from kohort.template import Template
 

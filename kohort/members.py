@@ -7,7 +7,6 @@ while this one knows where each member is.
 
 import functools
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from kohort.checks import received
+from kohort.cores import cores
 from kohort.engine import State
 from kohort.folds import Split
 from kohort.generators import MemberGenerators
@@ -322,18 +322,6 @@ def unstacked(state: State) -> list[State]:
     """Returns the states of the members of a block, one by one."""
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, state))
     return [jax.tree.unflatten(structure, lane) for lane in zip(*leaves, strict=True)]
-
-
-def cores() -> int:
-    """Returns how many blocks can be trained at once: one per CPU core of this process, one on another device.
-
-    As XLA does, it takes the number in the environment variable `NPROC` instead, where there is one.
-    """
-    if jax.default_backend() != "cpu":
-        return 1
-    told = os.environ.get("NPROC", "")
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(told) if told.isdigit() and int(told) else there
 
 
 def cut_into_blocks(members: Sequence[int], kind: int, lot: int, widest: int) -> list[Block]:

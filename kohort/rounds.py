@@ -5,8 +5,6 @@ because members may stop at different epochs, and an interrupt must leave all of
 """
 
 import concurrent.futures
-import functools
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from kohort import keras_internals
 from kohort.choice import Choice
 from kohort.cohort_callbacks import Listeners
+from kohort.cores import cores, spread_out, threads
 from kohort.curves import Curves
 from kohort.data import Inputs, Recipe
 from kohort.engine import Pace, State
@@ -25,7 +24,7 @@ from kohort.generators import MemberGenerators
 from kohort.history import CohortHistory
 from kohort.lanes import Block, Lanes, Packing, parts, widths
 from kohort.lots import Ahead, Lot
-from kohort.members import Members, Trained, cores
+from kohort.members import Members, Trained
 from kohort.programs import shapes_of
 from kohort.progress import Interrupt, Progress, held_interrupt
 from kohort.rules import Course
@@ -35,8 +34,8 @@ from kohort.rules import Course
 ROUND_SECONDS, STOPPING_ROUND_SECONDS, MOST_STOPPING_ROUNDS = 0.4, 0.15, 25
 # What is left is run in one round where that is so many times as long at most: to wait for each other once more costs.
 LONGEST_ROUND = 2
-# glibc's largest threshold, and a little less, of what it takes from the system and gives back piece by piece.
-KEPT_BY_GLIBC = 2**25 - 2**16
+# By then all blocks of a round have begun, each in a thread of XLA's.
+BEGUN_SECONDS = 0.003
 # To move members costs a copy of their states, so it has to save at least this share of what is left.
 LEAST_SAVING = 0.1
 # The mappings are measured where what is left takes so many times as long as it took to compile the first of them; each
@@ -285,6 +284,8 @@ class Rounds:
             for place, part in order:
                 last[place] = workers.submit(advance, place, part, last.get(place))
                 every.append(last[place])
+            if concurrent.futures.wait(every, BEGUN_SECONDS).not_done:
+                spread_out()
             return [last[place].result() for place in range(blocks)]
         finally:
             for future in every:
@@ -403,22 +404,6 @@ class Rounds:
             history.epoch[-1], self.recipe.validation_freq
         )
         return {name: history[name][:, -1].copy() for name in history if validated or not name.startswith("val_")}
-
-
-@functools.cache
-def threads(count: int) -> concurrent.futures.ThreadPoolExecutor:
-    """Returns the threads in which blocks train.
-
-    All fits have the same ones: a new thread takes its memory from the system page by page, and each time the others
-    are held up; that costs a twentieth of a short fit. So does memory for the logs: where glibc has once been given
-    back a piece as large as this, it keeps those that are not larger, and gives them out again.
-    """
-    np.empty(KEPT_BY_GLIBC, np.uint8)
-    return concurrent.futures.ThreadPoolExecutor(count, "kohort-block")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=threads.cache_clear)  # a child has none of its parent's threads
 
 
 def stopped(history: CohortHistory, goes_on: np.ndarray) -> CohortHistory:

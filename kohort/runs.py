@@ -13,10 +13,10 @@ import keras
 from kohort import executors, plans
 from kohort.blocks import last_blocks
 from kohort.checks import check_arrays
+from kohort.cores import cores
 from kohort.data import BatchOrder
 from kohort.executors import Executor
 from kohort.files import Contents
-from kohort.members import cores
 from kohort.plans import Fit, Task
 from kohort.progress import LINE_SECONDS, held_interrupt, shows_bars
 from kohort.store import BlockRow, TrialRow, Writer, canonical

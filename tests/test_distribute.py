@@ -311,7 +311,7 @@ def test_workers_are_asked_for_with_their_cores_and_gpus(asked, nodes, gpus, wor
 
 
 def test_a_worker_takes_as_many_cores_as_it_was_given(monkeypatch):
-    from kohort.members import cores
+    from kohort.cores import cores
 
     monkeypatch.setenv("NPROC", "1")
     assert cores() == 1

@@ -66,6 +66,7 @@ ROOMS = [
     "template",
     "cohort_callbacks",
     "lanes",
+    "cores",
     "members",
     "curves",
     "lots",

@@ -249,11 +249,11 @@ def test_members_take_no_memory_for_data(monkeypatch):
 
 
 FORKS = """
-import os, kohort.rounds
-assert kohort.rounds.threads(1).submit(int).result() == 0
+import os, kohort.cores
+assert kohort.cores.threads(1).submit(int).result() == 0
 child = os.fork()
 if not child:
-    os._exit(kohort.rounds.threads(1).submit(int, 7).result(timeout=60))
+    os._exit(kohort.cores.threads(1).submit(int, 7).result(timeout=60))
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 

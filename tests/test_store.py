@@ -97,11 +97,28 @@ def test_trials_are_declared_once(study):
     assert list(study.records().trials) == [1, 2, 3]
 
 
-def test_nothing_is_there_twice(study):
+@pytest.mark.parametrize("seeds", [[(4, 9)], [(7, 8), (8, 9)]])
+def test_nothing_is_there_twice(study, seeds):
+    """Neither with what was there before, nor with what comes at the same time: then none of it is put in."""
     with study.writer() as writer, pytest.raises(RuntimeError, match=r"nothing is there twice"):
-        writer.commit((block(seeds=(4, 9)), contents()))
+        writer.commit(*((block(seeds=own), contents()) for own in seeds))
 
     assert len(study.records().blocks) == 2
+
+
+def test_blocks_that_come_together_are_there_all_or_none(study, monkeypatch):
+    """Their rows are written in one transaction, after their files."""
+    together = [(block(seeds=(seed,)), contents()) for seed in (7, 8)]
+    with study.writer() as writer, monkeypatch.context() as broken:
+        broken.setattr(store, "added", lambda total, rows: 1 / 0)  # the last that is done in a transaction
+        with pytest.raises(ZeroDivisionError):
+            writer.commit(*together)
+    assert len(study.records().blocks) == 2
+
+    with study.writer() as writer:
+        made = writer.commit(*together)
+    assert study.records().blocks[2:] == made
+    assert [study.contents(each).about["block"] for each in made] == [each.file for each in made]
 
 
 def test_the_index_is_an_ordinary_database(study):

@@ -315,6 +315,13 @@ FAULTS = [
         ("tests/test_template.py::test_narrow_blocks_begin_together_as_each_by_itself[None]",),
     ),
     Fault(
+        "threads-are-left-together-on-a-core",
+        "kohort/cores.py",
+        "            os.sched_setaffinity(thread, {core})\n",
+        "",
+        ("tests/test_cores.py::test_threads_on_one_core_are_moved_apart_and_may_then_run_where_they_might",),
+    ),
+    Fault(
         "mappings-measured-whatever-it-costs",
         "kohort/rounds.py",
         "WORTH_MEASURING * (choice.compiling + first)",

@@ -44,8 +44,8 @@ FAULTS = [
     Fault(
         "block-committed-twice",
         "kohort/store.py",
-        "if not self._there.isdisjoint(_members(block)):",
-        "if self._there.issuperset(_members(block)):",
+        "if len(set(members)) < len(members) or not self._there.isdisjoint(members):",
+        "if self._there.issuperset(members):",
         ("tests/test_store.py::test_nothing_is_there_twice",),
     ),
     Fault(
