@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kohort import pieces
 from kohort.abreast import abreast, largest_array, suits
 from kohort.engine import OWN_SCHEDULE, Functions, Schedule, State, Unknown
+from kohort.rounding import evaluate, inlined, interpreted
 from kohort.rules import Guidance, both
 
 # abreast: members side by side in the last axis of each array; vectorized: `jax.vmap`; loop: one after the other.
@@ -80,10 +82,51 @@ def of_block(make: Make, functions: Functions, mapping: str, own: tuple = (None,
         if mapping == "loop":
             trained, logs = _looped(make(functions, lax.cond), axes)(*args)
         else:
-            trained, logs = jax.vmap(make(functions, both), in_axes=axes)(*args)
+            of_many = functions._replace(train_step=batched_products(functions.train_step))
+            trained, logs = jax.vmap(make(of_many, both), in_axes=axes)(*args)
         return trained, jax.tree.map(lambda log: jnp.swapaxes(log, 0, 1), logs)
 
     return run
+
+
+def batched_products(function: Callable) -> Callable:
+    """Returns `function` with products that XLA's CPU compiler does for all members at once when it is vectorised.
+
+    Where both operands are summed over their first axes, as in the gradient of a kernel, it would otherwise call a
+    library for each member. On another device it makes no difference.
+    """
+
+    def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
+        if _is_slow_product(equation):
+            return [_product(*inputs, **equation.params)]
+        if any(map(_has_slow_products, inlined(equation))):
+            (called,) = inlined(equation)
+            return evaluate(called, inputs, apply)
+        return as_traced(*inputs)
+
+    return interpreted(function, apply)
+
+
+def _has_slow_products(closed: ClosedJaxpr) -> bool:
+    return any(_is_slow_product(e) or any(map(_has_slow_products, inlined(e))) for e in closed.jaxpr.eqns)
+
+
+def _is_slow_product(equation: Any) -> bool:
+    if equation.primitive.name != "dot_general":
+        return False
+    summed, (batch, _) = equation.params["dimension_numbers"]
+    first = tuple(range(len(summed[0])))
+    return not batch and bool(first) and tuple(map(tuple, summed)) == (first, first)
+
+
+def _product(left: Any, right: Any, *, dimension_numbers: Any, **params: Any) -> Any:
+    """Returns the product of two arrays that are summed over their first axes."""
+    n = len(dimension_numbers[0][0])
+    last = tuple(range(right.ndim - n, right.ndim))
+    # Behind a barrier, or XLA puts the axes back where they were.
+    right = lax.optimization_barrier(jnp.moveaxis(right, range(n), last))
+    product = lax.dot_general(right, left, ((last, tuple(range(n))), ((), ())), **params)
+    return jnp.moveaxis(product, range(right.ndim - n), range(left.ndim - n, product.ndim))
 
 
 def spread(arguments: tuple, own: tuple) -> tuple:

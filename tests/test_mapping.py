@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import kohort
 from kohort import data, engine, keras_internals, mapping
 from kohort.checks import Recipe
 from kohort.engine import Schedule
+from kohort.rounding import inlined
 from kohort.template import Template
 
 RNG = np.random.default_rng(5)
@@ -129,3 +131,38 @@ def test_members_are_spread_over_devices(devices):
     command = [sys.executable, "-c", SPREAD, str(devices)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
+
+
+def _products(closed):
+    """Returns which axes are summed by the products of a traced function, and of what it calls."""
+    own = [e.params["dimension_numbers"][0] for e in closed.jaxpr.eqns if e.primitive.name == "dot_general"]
+    return own + [axes for e in closed.jaxpr.eqns for called in inlined(e) for axes in _products(called)]
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 6, 5)])
+def test_no_gradient_of_a_kernel_is_computed_member_by_member(shape):
+    """XLA calls a library for each member where a product is summed over the first axes of both."""
+    random = np.random.default_rng(0)
+    x, kernel = (random.standard_normal(own).astype("float32") for own in (shape, (5, 3)))
+
+    @jax.jit
+    def loss(kernel, x):
+        return jnp.sum(jnp.tanh(x @ kernel) ** 2)
+
+    gradient = jax.grad(loss)
+    batched = mapping.batched_products(gradient)
+    first = tuple(range(len(shape) - 1))
+    assert (first, first) in _products(jax.make_jaxpr(gradient)(kernel, x))
+    assert (first, first) not in _products(jax.make_jaxpr(batched)(kernel, x))
+    np.testing.assert_allclose(batched(kernel, x), gradient(kernel, x), rtol=1e-5)
+
+
+def test_products_that_are_summed_otherwise_stay_as_they_are():
+    left, right = np.ones((4, 3), np.float32), np.ones((3, 2), np.float32)
+    several = np.ones((7, 4, 3), np.float32)
+    for function, *args in (
+        (jnp.matmul, left, right),
+        (jax.vmap(lambda a: a.T @ a), several),
+        (jnp.outer, left, right),
+    ):
+        assert str(jax.make_jaxpr(mapping.batched_products(function))(*args)) == str(jax.make_jaxpr(function)(*args))

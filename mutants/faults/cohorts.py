@@ -315,6 +315,13 @@ FAULTS = [
         ("tests/test_template.py::test_narrow_blocks_begin_together_as_each_by_itself[None]",),
     ),
     Fault(
+        "gradients-of-kernels-member-by-member",
+        "kohort/mapping.py",
+        "        if _is_slow_product(equation):\n",
+        "        if not inputs:\n",
+        ("tests/test_mapping.py::test_no_gradient_of_a_kernel_is_computed_member_by_member[shape0]",),
+    ),
+    Fault(
         "threads-are-left-together-on-a-core",
         "kohort/cores.py",
         "            os.sched_setaffinity(thread, {core})\n",
