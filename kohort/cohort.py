@@ -277,7 +277,7 @@ class Cohort(Results):
         try:
             rounds.prepare()
             before = members.trained  # in blocks for which there is room
-            self._members, self._held_out = members, HeldOut(splits, rounds.ahead.shares)
+            self._members, self._held_out = members, HeldOut(splits, rounds.ahead.shares).after(before and kept[1])
             history = rounds.train()
             is_over = True
             return history
@@ -356,7 +356,7 @@ class Cohort(Results):
             them.
 
         Raises:
-            RuntimeError: If the last fit had neither, or folds that do not hold each sample out exactly once.
+            RuntimeError: If the last fit had neither, one before had others, or folds hold a sample out not just once.
             TypeError: If `x` is not an array.
             ValueError: If `x` does not fit the model or the last fit.
 

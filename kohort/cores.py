@@ -50,24 +50,44 @@ if hasattr(os, "register_at_fork"):
 
 
 def spread_out() -> None:
-    """Moves threads of this process that share a core to cores where none of them runs.
+    """Moves threads of XLA that share a core to cores where none of them runs.
 
-    The kernel does that, too, but on a small virtual machine it was seen to leave two threads of XLA on one core for
-    30 milliseconds while the other idled, half of a short fit. A thread that may run on one core alone is moved there
-    at once; then it may again run where it might before.
+    The kernel does that, too, but on a small virtual machine it was seen to leave two of them on one core for 30
+    milliseconds while the other idled, half of a short fit. A thread that may run on one core alone is moved there at
+    once; then it may again run where it might before. One fit at a time does it: another would take what is so for a
+    moment for what is so.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another system, or one that does not allow it
-        running = _running()
-        allowed = {thread: os.sched_getaffinity(thread) for thread in running}
+    if not _moving.acquire(blocking=False):
+        return
+    try:
+        running, allowed = _running(), {}
+        for thread in running:
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                allowed[thread] = os.sched_getaffinity(thread)
         for thread, core in _moves(running, allowed).items():
-            os.sched_setaffinity(thread, {core})
-            os.sched_setaffinity(thread, allowed[thread])
+            with contextlib.suppress(ProcessLookupError):
+                _move(thread, core, allowed[thread])
+    except (OSError, AttributeError):  # another system, or one that does not allow it
+        pass
+    finally:
+        _moving.release()
+
+
+_moving = threading.Lock()
+
+
+def _move(thread: int, core: int, allowed: set[int]) -> None:
+    try:
+        os.sched_setaffinity(thread, {core})
+    finally:
+        os.sched_setaffinity(thread, allowed)
 
 
 def _moves(running: Mapping[int, int], allowed: Mapping[int, set[int]]) -> dict[int, int]:
     """Returns which threads are to go to which core, given on which each runs and on which it may."""
     free, at_home, moves = set().union(*allowed.values()) - set(running.values()), set(), {}
-    for thread, core in sorted(running.items(), key=lambda pair: len(allowed[pair[0]])):  # who cannot go has the core
+    for thread in sorted(allowed, key=lambda thread: len(allowed[thread])):  # who cannot go has the core
+        core = running[thread]
         if core in at_home and (possible := free & allowed[thread]):
             moves[thread] = min(possible)
             free.remove(moves[thread])
@@ -76,11 +96,11 @@ def _moves(running: Mapping[int, int], allowed: Mapping[int, set[int]]) -> dict[
 
 
 def _running() -> dict[int, int]:
-    """Returns the core of each thread of this process that runs or waits for a core, but for the one that asks."""
-    found = {}
+    """Returns the core of each thread of this process that runs or waits for a core; Python's own threads aside."""
+    found, own = {}, {thread.native_id for thread in threading.enumerate()}
     for task in TASKS.iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
-            if fields[STATE] == b"R" and int(task.name) != threading.get_native_id():
+            if fields[STATE] == b"R" and int(task.name) not in own:
                 found[int(task.name)] = int(fields[CORE])
     return found

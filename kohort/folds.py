@@ -217,25 +217,42 @@ def own_weights(sample_weight: Any, x: Any, members: int, recipe: Recipe, valida
     return np.asarray(sample_weight, keras.config.floatx())
 
 
+def _are_equal(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    return len(some) == len(others) and all(map(np.array_equal, some, others))
+
+
 class HeldOut(NamedTuple):
     """What of the data of a fit its members have not trained on."""
 
     splits: list[Split] | None = None
     shares: Shares = Shares()
 
+    def after(self, earlier: "HeldOut | None") -> "HeldOut":
+        """Returns what neither this fit nor those before have trained on: nothing, where they left out other rows."""
+        if earlier is None or (self.shares.rows == earlier.shares.rows and _are_equal(self._rows, earlier._rows)):
+            return self
+        return HeldOut(None, Shares(rows=self.shares.rows))
+
+    @property
+    def _rows(self) -> Sequence[np.ndarray]:
+        """The rows of each fold, or those that each member has drawn."""
+        return [own for split in self.splits for own in split] if self.splits else self.shares.training or []
+
     def picker(self, x: Any) -> Callable[[np.ndarray], np.ndarray]:
         """Returns what picks from outputs for the samples of the fit those of samples that a member has not seen."""
         splits, training = self.splits, self.shares.training
         if splits is None and training is None:
             raise RuntimeError(
-                "`cohort.predict_out_of_fold` must come after a fit with folds or with bootstrap=True. "
-                "Received: a last fit without. Call `cohort.fit(x, y, folds=5)` first."
+                "`cohort.predict_out_of_fold` must come after a fit with folds or with bootstrap=True, and all fits of "
+                "the cohort must leave out the same rows. Received: a fit without, or with others. "
+                "Make a cohort whose only fit is `cohort.fit(x, y, folds=5)`."
             )
         shapes = [np.shape(leaf)[:1] for leaf in keras.tree.flatten(x)]
         if shapes and shapes[0] != (self.shares.rows,):
             raise ValueError(
-                f"`x` must hold the {self.shares.rows} samples of the last fit, in the same order. "
-                f"Received: {received('x', x)}. Pass what was passed to `fit`."
+                f"`x` must hold the {self.shares.rows} samples with which the last fit trained, in the same order. "
+                f"Received: {received('x', x)}. Pass what was passed to `fit`, without the last rows if "
+                "`validation_split` kept these back."
             )
         if splits:
             return lambda outputs: out_of_fold(outputs, splits)

@@ -93,7 +93,7 @@ def batched_products(function: Callable) -> Callable:
     """Returns `function` with products that XLA's CPU compiler does for all members at once when it is vectorised.
 
     Where both operands are summed over their first axes, as in the gradient of a kernel, it would otherwise call a
-    library for each member. On another device it makes no difference.
+    library for each member. What a recurrent layer does in its loop stays as it is.
     """
 
     def apply(equation: Any, as_traced: Callable, inputs: list) -> list:
@@ -125,6 +125,8 @@ def _product(left: Any, right: Any, *, dimension_numbers: Any, **params: Any) ->
     last = tuple(range(right.ndim - n, right.ndim))
     # Behind a barrier, or XLA puts the axes back where they were.
     right = lax.optimization_barrier(jnp.moveaxis(right, range(n), last))
+    if isinstance(params["precision"], tuple):  # that of each operand
+        params["precision"] = params["precision"][::-1]
     product = lax.dot_general(right, left, ((last, tuple(range(n))), ((), ())), **params)
     return jnp.moveaxis(product, range(right.ndim - n), range(left.ndim - n, product.ndim))
 

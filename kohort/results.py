@@ -227,7 +227,7 @@ class Results:
             )
         return self.seeds[self._ranked("metric", metric, trained.history)[0]]
 
-    def ensemble(self, top: int = 10, by: str | None = None) -> keras.Model:
+    def ensemble(self, top: int | None = None, by: str | None = None) -> keras.Model:
         """Makes one Keras model of the best members: it answers the average of what they answer.
 
         Where the loss takes logits (`from_logits=True`), the probabilities are averaged, and the model answers the
@@ -235,7 +235,8 @@ class Results:
         nothing of kohort's: it saves, loads and exports as any other.
 
         Args:
-            top: How many members, the best ones; at most as many as ended with a finite value of the metric.
+            top: How many members, the best ones; at most as many as ended with a finite value of the metric. Default:
+                10, or all of these where there are fewer.
             by: Metric whose last recorded value tells which are the best. Default: "val_loss" where the fit validated,
                 else "loss".
 
@@ -267,6 +268,7 @@ class Results:
         history = trained.history
         metric = ("val_loss" if "val_loss" in history else "loss") if by is None else by
         ranked = self._ranked("by", metric, history)
+        top = max(1, min(10, len(ranked))) if top is None else top
         if not isinstance(top, numbers.Integral) or isinstance(top, bool) or not 1 <= top <= len(ranked):
             error = ValueError if isinstance(top, numbers.Integral) and not isinstance(top, bool) else TypeError
             left_out = len(self.seeds) - len(ranked)

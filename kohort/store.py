@@ -388,7 +388,8 @@ class Writer:
         blocks = [block._replace(file=self._name(block)) for block, _ in finished]
         members = [member for block in blocks for member in _members(block)]
         if len(set(members)) < len(members) or not self._there.isdisjoint(members):
-            raise RuntimeError(f"A member of {blocks[0][:4]} is in the store already, and nothing is there twice.")
+            trials = sorted({block.trial for block in blocks})
+            raise RuntimeError(f"A member of the trials {trials} is in the store already, and nothing is there twice.")
         for block, (_, contents) in zip(blocks, finished, strict=True):
             whole = Contents({**contents.about, "block": block.file}, contents.arrays)
             files.put(self.store.file(block), files.sealed(KIND, VERSION, whole))

@@ -5,6 +5,7 @@ import os
 import threading
 from pathlib import Path
 
+import jax
 import pytest
 
 from kohort import cores
@@ -33,36 +34,21 @@ def test_threads_that_share_a_core_go_where_none_runs(running, allowed, moves):
 
 
 @TWO_CORES
-def test_threads_on_one_core_are_moved_apart_and_may_then_run_where_they_might():
-    """Two threads begin on one core, which one of them may not leave."""
-    first, second = sorted(os.sched_getaffinity(0))[:2]
-    begun, over = threading.Barrier(3), threading.Event()
-    numbers = {}
-
-    def work(name, allowed):
-        os.sched_setaffinity(0, {first})
-        os.sched_setaffinity(0, allowed)
-        numbers[name] = threading.get_native_id()
-        begun.wait()
-        while not over.is_set():
-            hashlib.pbkdf2_hmac("sha256", b"", b"", 50_000)  # for a while, in which others run Python
-
-    def both_run():
-        while not set(running := cores._running()) >= set(numbers.values()):
-            pass  # one has not begun yet, or waits for Python
-        return running
-
-    allowed = {"one": {first, second}, "bound": {first}}
-    workers = [threading.Thread(target=work, args=pair) for pair in allowed.items()]
+def test_a_thread_is_moved_and_may_then_run_where_it_might(monkeypatch):
+    """Of two threads that are said to run on one core."""
+    over, first, second = threading.Event(), *sorted(os.sched_getaffinity(0))[:2]
+    workers = [threading.Thread(target=over.wait) for _ in range(2)]
     for worker in workers:
         worker.start()
-    begun.wait()
+    stays, goes = (worker.native_id for worker in workers)
+    before, asked = os.sched_getaffinity(goes), []
+    set_affinity = os.sched_setaffinity
+    monkeypatch.setattr(cores, "_running", lambda: {stays: first, goes: first})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *of: asked.append(of) or set_affinity(*of))
     try:
-        both_run()
         cores.spread_out()
-        running = both_run()
-        assert [running[numbers[name]] for name in ("one", "bound")] == [second, first]
-        assert {name: os.sched_getaffinity(number) for name, number in numbers.items()} == allowed
+        assert asked == [(goes, {second}), (goes, before)]
+        assert os.sched_getaffinity(goes) == before
     finally:
         over.set()
         for worker in workers:
@@ -70,17 +56,32 @@ def test_threads_on_one_core_are_moved_apart_and_may_then_run_where_they_might()
 
 
 @TWO_CORES
-def test_who_waits_is_not_running():
-    """Neither counts the thread that asks."""
+def test_threads_of_xla_that_run_are_found_and_no_thread_of_python():
+    """A program runs in one of XLA's threads, until the loop ends that a thread of Python waits for."""
     over = threading.Event()
-    waiting = threading.Thread(target=over.wait)
-    waiting.start()
-    try:
-        assert any(waiting.native_id not in cores._running() for _ in range(1000))  # once it has begun to wait
-        assert threading.get_native_id() not in cores._running()
-    finally:
-        over.set()
-        waiting.join()
+
+    def count():
+        while not over.is_set():
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1000)
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    steps = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, x: x @ x, x))(jax.numpy.eye(300))
+    found = set()
+    while not steps.is_ready():
+        found |= cores._running().keys()
+    over.set()
+    counting.join()
+    assert found
+    assert found.isdisjoint({counting.native_id, threading.get_native_id()})
+
+
+def test_one_at_a_time_moves_threads(monkeypatch):
+    """Another would take the core that a thread is bound to for a moment for all that it may run on."""
+    looked = []
+    monkeypatch.setattr(cores, "_running", lambda: looked.append(cores.spread_out()) or {})
+    cores.spread_out()
+    assert len(looked) == 1
 
 
 def test_where_threads_cannot_be_moved_nothing_happens(monkeypatch):
@@ -93,8 +94,9 @@ def test_where_threads_cannot_be_moved_nothing_happens(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", forbidden, raising=False)
     cores.spread_out()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.delattr(os, "sched_getaffinity")
+        cores.spread_out()
     monkeypatch.undo()
     monkeypatch.setattr(cores, "TASKS", Path("/there/is/no/such/folder"))
-    cores.spread_out()
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     cores.spread_out()

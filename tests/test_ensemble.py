@@ -78,6 +78,12 @@ def test_outputs_are_averaged(name):
     np.testing.assert_allclose(cohort.predict(X, aggregate="std"), answers(cohort).std(axis=0), rtol=1e-4, atol=1e-6)
 
 
+def test_fewer_than_ten_members_are_all_in_an_ensemble():
+    cohort = cohort_of(network())
+
+    np.testing.assert_array_equal(cohort.ensemble().predict(X, verbose=0), cohort.ensemble(4).predict(X, verbose=0))
+
+
 @pytest.mark.parametrize("name", SIGMOID)
 def test_of_logits_the_probabilities_are_averaged(name):
     cohort = cohort_of(network(loss=SIGMOID[name]))

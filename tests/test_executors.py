@@ -66,10 +66,10 @@ def test_while_one_group_compiles_another_is_trained_and_kept(tmp_path, monkeypa
             waited.append(committed.wait(60))
         return compiler(backend, computation, *args, **options)
 
-    def told(self, block, contents):
-        row = commit(self, block, contents)
+    def told(self, *finished):
+        blocks = commit(self, *finished)
         committed.set()
-        return row
+        return blocks
 
     monkeypatch.setattr("jax._src.compiler.compile_or_get_cached", slow)
     monkeypatch.setattr(Writer, "commit", told)

@@ -209,6 +209,39 @@ def test_each_member_with_weights_of_its_own(folds, exact):
             np.testing.assert_allclose(logs["loss"], cohort.history["loss"][index], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "fits",
+    [
+        [
+            {"folds": splitters.KFold(2, shuffle=True, random_state=0)},
+            {"folds": splitters.KFold(2, shuffle=True, random_state=1)},
+        ],
+        [{"folds": 2}, {}, {"folds": 2}],
+        [{}, {"bootstrap": True}],
+        [{"bootstrap": True}, {}, {"bootstrap": True}],
+    ],
+)
+def test_what_an_earlier_fit_has_trained_on_is_not_held_out(fits, tmp_path):
+    """Members that have seen a sample once answer it as if they had learned."""
+    cohort = kohort.Cohort(build(), [3, 8])
+    for arguments in fits:
+        cohort.fit(X, Y, verbose=0, **arguments, **FIT)
+    cohort.save(tmp_path / "a.kohort")
+    for asked in (cohort, kohort.Cohort.load(tmp_path / "a.kohort")):
+        with pytest.raises(RuntimeError, match=r"all fits of the cohort must leave out the same rows"):
+            asked.predict_out_of_fold(X)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"folds": 2}, {"folds": splitters.KFold(2, shuffle=True, random_state=0)}, {"bootstrap": True}]
+)
+def test_what_no_fit_has_trained_on_is_held_out(arguments):
+    cohort = kohort.Cohort(build(), [3, 8])
+    for _ in range(2):
+        cohort.fit(X, Y, verbose=0, **arguments, **FIT)
+    assert np.isfinite(cohort.predict_out_of_fold(X)).any()
+
+
 def test_a_fit_without_folds_goes_on_with_all_rows():
     cohort = kohort.Cohort(build(), [3])
     cohort.fit(X, Y, verbose=0, folds=2, **FIT)
@@ -308,7 +341,11 @@ def test_other_folds_than_those_of_the_first_fit():
     for trained, folds in ((cohort, 4), (plain, 5)):
         with refused(ValueError, r"`folds` must be those of the first fit of a cohort, .*Received: folds=", trained):
             trained.fit(X, Y, verbose=0, folds=folds)
-    with refused(ValueError, r"`x` must hold the 43 samples of the last fit, in the same order\. Received: x=", cohort):
+    with refused(
+        ValueError,
+        r"`x` must hold the 43 samples with which the last fit trained, in the same order\. Received: x=",
+        cohort,
+    ):
         cohort.predict_out_of_fold(X[:40])
 
 

@@ -324,9 +324,9 @@ FAULTS = [
     Fault(
         "threads-are-left-together-on-a-core",
         "kohort/cores.py",
-        "            os.sched_setaffinity(thread, {core})\n",
-        "",
-        ("tests/test_cores.py::test_threads_on_one_core_are_moved_apart_and_may_then_run_where_they_might",),
+        "        os.sched_setaffinity(thread, {core})\n",
+        "        pass\n",
+        ("tests/test_cores.py::test_a_thread_is_moved_and_may_then_run_where_it_might",),
     ),
     Fault(
         "mappings-measured-whatever-it-costs",
