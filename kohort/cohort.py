@@ -356,7 +356,7 @@ class Cohort(Results):
             them.
 
         Raises:
-            RuntimeError: If the last fit had neither, one before had others, or folds hold a sample out not just once.
+            RuntimeError: If the last fit had neither, one before left out other rows, or a sample is held out not once.
             TypeError: If `x` is not an array.
             ValueError: If `x` does not fit the model or the last fit.
 

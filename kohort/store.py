@@ -1,9 +1,9 @@
 """The store of a study: a folder with an index of what was trained, and the arrays, one file for each block.
 
 In come trials and trained blocks; out come the same, to as many processes as like to read, while one process writes.
-The index is a database of SQLite, which says in one transaction that a block is there; its file is in its place before.
-The room exists so that whoever is killed loses the running block and no other, and so that nothing damaged, and nothing
-that a stranger wrote, is read as a result.
+The index is a database of SQLite, which says in one transaction that the blocks of a task are there; their files are in
+their places before. The room exists so that whoever is killed loses the running tasks and no other block, and so that
+nothing damaged, and nothing that a stranger wrote, is read as a result.
 """
 
 import contextlib
