@@ -237,7 +237,7 @@ def keras_loop(problem: Problem, _: None) -> Once:
     return once
 
 
-def cohort_fit(problem: Problem, exact: bool) -> Once:
+def cohort_fit(problem: Problem, exact: bool, mapping: str = "auto") -> Once:
     """All members, warm; their initialisation counts."""
     import numpy as np
 
@@ -248,7 +248,7 @@ def cohort_fit(problem: Problem, exact: bool) -> Once:
 
     def once(epochs: int) -> Fit:
         start = time.perf_counter()
-        cohort = kohort.Cohort(base, problem.members, exact=exact)
+        cohort = kohort.Cohort(base, problem.members, exact=exact, mapping=mapping)
         history = cohort.fit(x, y, batch_size=problem.batch_size, epochs=epochs, verbose=0)
         seconds = time.perf_counter() - start
         last = np.asarray(history["loss"])[:, -1]

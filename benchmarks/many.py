@@ -34,6 +34,7 @@ class Turn(NamedTuple):
     alone: float  # one process on one core
     apart: float  # two processes, each on a core of its own: what the machine has to give
     both: float  # one process on two cores
+    devices: float  # one process of two host devices, on two cores
 
 
 class Sizes(NamedTuple):
@@ -70,19 +71,27 @@ QUICK = Sizes(turns=1, many=64, folds=2, rates=2, seeds=1, epochs=1)
 # --- in processes of their own ----------------------------------------------------------------------------------------
 
 
-def rate(pipe: Any, problem: Problem, cores: set[int]) -> None:
+def rate(pipe: Any, problem: Problem, cores: set[int], mapping: str = "auto") -> None:
     """Sends the members per second on these cores, warm, each time that it is asked to; their initialisation counts.
 
     A turn is as many fits as take about a second: a single one of 0.1 s depends on what else the machine does.
     """
     os.sched_setaffinity(0, cores)
-    once = contenders.cohort_fit(problem, exact=False)
+    once = contenders.cohort_fit(problem, exact=False, mapping=mapping)
     once(problem.epochs)
     fits = max(1, round(SECONDS_OF_A_TURN / once(problem.epochs).seconds))
     pipe.send("warm")
     while True:
         pipe.recv()
         pipe.send(fits * problem.members / sum(once(problem.epochs).seconds for _ in range(fits)))
+
+
+def rate_over_devices(pipe: Any, problem: Problem, cores: set[int]) -> None:
+    """Sends the same of members spread over host devices, one for each core, where kohort has threads otherwise."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", len(cores))
+    rate(pipe, problem, cores, mapping="sharded")
 
 
 def permutations(pipe: Any, problem: Problem, turns: int) -> None:
@@ -181,17 +190,17 @@ def turns_of(begin: Callable[..., Any], problem: Problem, turns: int) -> list[Tu
     """Measures on one core and on two by turns, so that both see the same machine."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     processes = []
-    for own in ({cores[0]}, {cores[-1]}, set(cores)):
-        processes.append(begin(f"rate on {len(own)} core(s)", rate, problem, own))
+    for measure, own in ((rate, cores[:1]), (rate, cores[-1:]), (rate, cores), (rate_over_devices, cores)):
+        processes.append(begin(f"{measure.__name__} on {len(own)} core(s)", measure, problem, set(own)))
         processes[-1].receive(LIMIT_SECONDS)  # warm, before the next one begins
-    first, second, both = processes
+    first, second, both, devices = processes
 
     def turn(*asked: Any) -> float:
         for process in asked:
             process.pipe.send("go")
         return sum(process.receive(LIMIT_SECONDS) for process in asked)
 
-    found = [Turn(turn(first), turn(first, second), turn(both)) for _ in range(turns)]
+    found = [Turn(turn(first), turn(first, second), turn(both), turn(devices)) for _ in range(turns)]
     for process in processes:
         process.close()
     return found
@@ -215,6 +224,8 @@ def rows(
         yield problem, "Cohort.fit, two cores", "one core", ratios, "times", LEAST_SECOND_CORE
         ratios = [turn.apart / turn.alone for turn in found]
         yield problem, "two processes of one core each, together", "one core", ratios, "times", None
+        ratios = [turn.both / turn.devices for turn in found]
+        yield problem, "Cohort.fit, two cores", "two host devices, mapping='sharded'", ratios, "times", None
         if problem.batch_size < problem.rows:
             percents = measured(permutations, problem, sizes.turns)
             what = "NumPy's permutations for all its members, on one core"

@@ -2,10 +2,12 @@
 
 In come the logs of one block after the other; out goes the history. The room exists because of many members the
 history is larger than all else: it is never held twice, and where it is large, it is in a file and not in memory. Of
-tiny networks it takes a part of the time: what its memory was is lent again.
+tiny networks it takes a part of the time: what its memory was is lent again, and a file gets the rows of all members at
+once.
 """
 
 import collections
+import concurrent.futures
 import math
 import mmap
 import os
@@ -18,16 +20,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from kohort.cores import cores
 from kohort.history import CohortHistory
 
 # Metrics beyond so many bytes are kept in files of the system's folder for temporary files, which go with the arrays.
 MOST_BYTES_IN_MEMORY = 2**28
 # Where a limit is said for a cohort's memory, they take at most this share of it.
 SHARE_OF_LIMIT = 0.25
+# What is put into files without waiting takes memory that the system is let to take back after so many bytes.
+BYTES_BETWEEN_RELEASES = 2**26
 # So much of the memory of histories that are gone is kept for the next; small pieces Python's own allocator keeps.
 LEAST_BYTES_KEPT, MOST_BYTES_KEPT = 2**20, 2**26
-# The system is let to take back memory that was written to files after so many bytes: each time costs the next ones.
-BYTES_BETWEEN_RELEASES = 2**26
 
 
 class Curves:
@@ -51,9 +54,17 @@ class Curves:
         self._seeds, self._epochs, self._differences = seeds, epochs, differences
         self._left = most_bytes(memory)  # of memory; what has no room there goes into files
         self._arrays: dict[str, np.ndarray] = {}  # (epoch, member, ...): what a call writes lies close together
-        self._files: list[mmap.mmap] = []
-        self._unreleased = 0  # bytes that were put since memory was last released
+        self._files: dict[str, mmap.mmap] = {}
+        self._round = epochs[:0]
+        self._buffers: dict[str, np.ndarray] = {}  # memory for what goes into files: flat, of the longest round
+        self._waiting: dict[str, np.ndarray] = {}  # what is there now, (epoch of the round, member, ...)
+        self._unwaited = 0  # bytes that were put into files at once since memory was last released
         self._lock = threading.Lock()
+
+    def begin(self, epochs: range) -> None:
+        """Notes which epochs all members run next, or a part of them."""
+        self._write()
+        self._round = epochs
 
     def put(
         self,
@@ -77,24 +88,23 @@ class Curves:
         for part, prefix in zip(logs, ("", "val_"), strict=True):
             for name, values in part.items():
                 own = np.asarray(values)[:count, : len(members)]
-                kept = self._array(prefix + name, own)[self._places(epochs)]
+                kept = self._rows(prefix + name, own, epochs)
                 kept[:, rows] = own
-                self._unreleased += own.nbytes
                 for number, its_epochs in zip(members[ran < count], ran[ran < count], strict=True):
                     kept[its_epochs:, number] = np.nan
                 if prefix and validates is not None:
                     kept[np.flatnonzero(~validates[:count])[:, None], members] = np.nan
-        if self._unreleased > BYTES_BETWEEN_RELEASES:
+        if self._unwaited > BYTES_BETWEEN_RELEASES:
             self._release()
 
     def skip(self, members: Int[np.ndarray, " member"], epochs: range) -> None:
         """Notes that some members ran none of these epochs."""
-        for array in self._arrays.values():
-            array[self._places(epochs), members] = np.nan
-        self._release()
+        for name, array in self._arrays.items():
+            self._rows(name, array, epochs)[:, members] = np.nan
 
     def history(self, stop: int, stopped_epoch: Int[np.ndarray, " member"] | None = None) -> CohortHistory:
         """Returns what was recorded before the epoch with this number."""
+        self._write()
         count = stop - self._epochs.start
         metrics = {name: array[:count].swapaxes(0, 1) for name, array in sorted(self._arrays.items())} if count else {}
         return CohortHistory(metrics, list(self._seeds), list(self._epochs[:count]), stopped_epoch, self._differences)
@@ -102,27 +112,51 @@ class Curves:
     def _places(self, epochs: range) -> slice:
         return slice(epochs.start - self._epochs.start, epochs.stop - self._epochs.start)
 
-    def _array(self, name: str, like: np.ndarray) -> np.ndarray:
+    def _rows(self, name: str, like: np.ndarray, epochs: range) -> np.ndarray:
+        """Returns the rows of these epochs, as (epoch, member, ...), where they are or wait to be written."""
         with self._lock:
             if name not in self._arrays:
                 shape = (len(self._epochs), len(self._seeds), *like.shape[2:])
-                self._arrays[name] = self._room(shape, np.result_type(like.dtype, np.float16))
-            return self._arrays[name]
+                self._arrays[name] = self._room(name, shape, np.result_type(like.dtype, np.float16))
+            if name in self._files and name not in self._waiting and self._has_buffer(name):
+                like = self._arrays[name][: len(self._round)]
+                self._waiting[name] = self._buffers[name][: like.size].reshape(like.shape)
+            if name in self._waiting:
+                return self._waiting[name][epochs.start - self._round.start :][: len(epochs)]
+            self._unwaited += like.nbytes * (name in self._files)
+            return self._arrays[name][self._places(epochs)]
 
-    def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def _has_buffer(self, name: str) -> bool:
+        """Tells whether memory has room for all rows of the round, and keeps it for the next ones."""
+        rows, kept = self._arrays[name][: len(self._round)], self._buffers.get(name, np.empty(0))
+        if kept.nbytes < rows.nbytes <= self._left + kept.nbytes:
+            self._left -= rows.nbytes - kept.nbytes
+            self._buffers[name] = np.empty(rows.size, rows.dtype)
+        return name in self._buffers and rows.nbytes <= self._buffers[name].nbytes
+
+    def _room(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         if size <= self._left:
             self._left -= size
             return lent(size).view(dtype).reshape(shape)
         with tempfile.TemporaryFile(prefix="kohort-") as file:
             _reserve(file.fileno(), size)
-            self._files.append(mmap.mmap(file.fileno(), size))
-        return np.frombuffer(self._files[-1], dtype).reshape(shape)
+            self._files[name] = mmap.mmap(file.fileno(), size)
+        return np.frombuffer(self._files[name], dtype).reshape(shape)
+
+    def _write(self) -> None:
+        """Writes what waits into the files: all members of an epoch at once, which lie close together there."""
+        for name, rows in self._waiting.items():
+            kept = self._arrays[name][self._places(self._round)]
+            with concurrent.futures.ThreadPoolExecutor(cores()) as writers:
+                list(writers.map(np.copyto, *(np.array_split(each, cores()) for each in (kept, rows))))
+        self._waiting.clear()
+        self._release()
 
     def _release(self) -> None:
         """Lets the system put what was written to files, and use the memory for something else."""
-        self._unreleased = 0
-        for file in self._files:
+        self._unwaited = 0
+        for file in self._files.values():
             if hasattr(mmap, "MADV_DONTNEED"):
                 file.madvise(mmap.MADV_DONTNEED)
 

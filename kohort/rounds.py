@@ -237,6 +237,7 @@ class Rounds:
     def _round(self, trained: Trained, epochs: range, interrupt: Interrupt) -> Trained | None:
         """Advances every block by the same epochs; returns None if a round of one epoch was interrupted."""
         start, blocks = time.perf_counter(), self._blocks()
+        self.curves.begin(epochs)
         drawn = trained.generators
         if self.ahead.is_order_seen:
             drawn = trained.generators.like()

@@ -58,15 +58,28 @@ def test_whole_numbers_become_such_that_know_nan():
     assert metrics.history(6)["count"].dtype == np.float64
 
 
-def test_large_metrics_are_in_a_file_that_nobody_sees(monkeypatch, tmp_path):
-    monkeypatch.setattr(curves, "MOST_BYTES_IN_MEMORY", 8)
+@pytest.mark.parametrize(("room", "longest"), [(8, 0), (31, 1), (48, 2)])
+def test_large_metrics_are_in_a_file_that_nobody_sees(monkeypatch, tmp_path, room, longest):
+    """The rows of a round wait in memory, if it is not too long, and are written together."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    metrics = Curves((1, 2), EVERY)
-    put(metrics, [0, 1], range(5, 7))
-    put(metrics, [0, 1], range(7, 9))
-    history = metrics.history(9)
-    del metrics
-    np.testing.assert_array_equal(history["loss"], [[0, 1, 0, 1], [4, 5, 4, 5]])
+    every = range(5, 15)
+    in_memory = Curves((1, 2, 3), every)
+    monkeypatch.setattr(curves, "MOST_BYTES_IN_MEMORY", room)
+    in_file = Curves((1, 2, 3), every)
+    for epochs in (range(5, 6), range(6, 8), range(8, 12), range(12, 14)):
+        for metrics in (in_memory, in_file):
+            metrics.begin(epochs)
+            put(metrics, [0], epochs)
+            put(metrics, [2], epochs[: len(epochs) // 2])  # a part of the round after the other
+            put(metrics, [2], epochs[len(epochs) // 2 :])
+            metrics.skip(np.array([1]), epochs)
+        history, expected = (dict(metrics.history(epochs.stop)) for metrics in (in_file, in_memory))
+        np.testing.assert_equal(history, expected)
+    assert sum(rows.nbytes for rows in in_file._buffers.values()) == 2 * longest * 12
+    assert set(in_file._files) == {"loss", "val_loss"}
+    assert not in_memory._files
+    del metrics, in_file
+    np.testing.assert_equal(history, expected)
     assert not os.listdir(tmp_path)
 
 

@@ -96,6 +96,7 @@ def test_small_networks_go_abreast_in_wide_blocks(hidden, is_small):
 
 SPREAD = """
 import sys, keras, kohort, jax, numpy as np
+from kohort import choice, rounds
 devices, (x, y) = int(sys.argv[1]), kohort.data.moons(60)
 assert len(jax.devices()) == devices
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1, "sigmoid")])
@@ -114,20 +115,33 @@ for vary, options in (
     for one in (0, 1):
         np.testing.assert_allclose(losses[one], losses[2], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(outputs[one], outputs[2], rtol=1e-4, atol=1e-5)
-    leaf = jax.tree.leaves(cohorts[0]._members.trained.states)[0]
+    leaf = jax.tree.leaves(cohorts[1]._members.trained.states)[0]
     assert stop in options.get("callbacks", []) or len(leaf.sharding.device_set) == devices, leaf.sharding
     if vary:
         values = [cohort._members.trained.states[0].values for cohort in cohorts]
         assert {value.dtype for value in values} == {np.dtype("float64")}
         assert all((value == values[2]).all() for value in values)
+
+class Measured(choice.Choice):
+    def measure(self, seconds_of):
+        super().measure(lambda mapping: seconds_of(mapping) and (1.0 if mapping == faster else 2.0))
+
+rounds.WORTH_MEASURING, rounds.ROUND_SECONDS, rounds.MEASURING_SECONDS, rounds.Choice = 0, 1e-9, 1e-9, Measured
+for batch_size, faster, its_devices in ((16, "sharded", devices), (15, "abreast", 1)):
+    cohorts = [kohort.Cohort(model, 41, mapping=kind) for kind in ("auto", "vectorized")]
+    losses = [c.fit(x, y, epochs=6, batch_size=batch_size, verbose=0)["loss"] for c in cohorts]
+    np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-6)
+    leaf = jax.tree.leaves(cohorts[0]._members.trained.states)[0]
+    assert len(leaf.sharding.device_set) == its_devices, leaf.sharding
 print("same")
 """
 
 
 @pytest.mark.parametrize("devices", [3, pytest.param(16, marks=pytest.mark.slow)])
-def test_members_are_spread_over_devices(devices):
-    """Their number need not divide the members, nor be a power of two."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+def test_members_are_spread_over_devices(devices, tmp_path):
+    """Their number need not divide the members, nor be a power of two; threads are taken where they are faster."""
+    spread_over = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": spread_over, "KOHORT_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", SPREAD, str(devices)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr

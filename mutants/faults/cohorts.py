@@ -287,6 +287,27 @@ FAULTS = [
         ("tests/test_curves.py::test_members_find_their_rows_and_nan_where_nothing_was_recorded",),
     ),
     Fault(
+        "rows-of-a-later-part-of-a-round-wait-at-its-begin",
+        "kohort/curves.py",
+        "[epochs.start - self._round.start :][: len(epochs)]",
+        "[: len(epochs)]",
+        ("tests/test_curves.py::test_large_metrics_are_in_a_file_that_nobody_sees",),
+    ),
+    Fault(
+        "history-before-what-waits-is-written",
+        "kohort/curves.py",
+        "        self._write()\n        count = stop",
+        "        count = stop",
+        ("tests/test_curves.py::test_large_metrics_are_in_a_file_that_nobody_sees",),
+    ),
+    Fault(
+        "host-devices-are-not-measured",
+        "kohort/choice.py",
+        '(*over_threads, "sharded") if has_several else over_threads',
+        "over_threads",
+        ("tests/test_mapping.py::test_members_are_spread_over_devices",),
+    ),
+    Fault(
         "memory-lent-while-somebody-looks-into-it",
         "kohort/curves.py",
         "    return np.asarray(Lent(memory))\n",
