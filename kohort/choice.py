@@ -21,7 +21,7 @@ import jax
 from kohort import disk, keras_internals
 from kohort.checks import received
 from kohort.cores import cores
-from kohort.curves import most_bytes
+from kohort.curves import SHARE_OF_LIMIT, most_bytes
 from kohort.lanes import block_step
 from kohort.lots import Ahead, Lot
 from kohort.mapping import MAPPINGS, WIDEST, Form
@@ -130,10 +130,10 @@ class Choice:
         return (AHEAD if self.mapping == "abreast" else 1) * cores()
 
     def within_memory(self, lot: Lot, trained: Trained) -> int | None:
-        """Returns a width that has room where the present one has none, else None.
+        """Returns a width that has room where the present one has none, else None; 0 if none has, in calls so long.
 
         Raises:
-            ValueError: If there is no room for a single member.
+            ValueError: If there is no room for a single member in calls of an epoch.
         """
         block = self._members.blocks[lot.places[0]]
         state = trained.states[lot.places[0]]
@@ -152,16 +152,25 @@ class Choice:
         if working <= room:
             return None
         fitting = max(0, int(block.width * (room - rows) / max(1, working - rows)))
-        step, narrow = block_step(), (4, 2, 1) if self.mapping != "sharded" else ()
-        width = fitting // step * step or next((few for few in narrow if few <= fitting), 0)
-        if not width or block.width == 1:
-            least = held + at_once * (rows + (working - rows) / block.width)
+        step, narrow = block_step(), (4, 2, 1) if self.mapping != "sharded" else (block_step(),)
+        if block.width <= narrow[-1]:
+            if lot.capacity > 1:
+                return 0
+            least = self._least(2 * own + generators + at_once * working)
             raise ValueError(
-                "`memory` must have room for all members' states and the training of one on each core. "
+                "`memory` must have room for all members' states and the training of "
+                f"{'one' if narrow[-1] == 1 else narrow[-1]} on each core. "
                 f"Received: {received('memory', self._members.settings.memory)}, where {shown(limit)} may be used and "
-                f"about {shown(least)} are needed. Pass more, a smaller `batch_size`, or make a smaller cohort."
+                f"about {shown(least)} are needed. Give `kohort.Cohort` a larger `memory` or fewer seeds, or `fit` a "
+                "smaller `batch_size`."
             )
+        width = fitting // step * step or next((few for few in narrow if few <= fitting), narrow[-1])
         return min(width, block.width - 1)
+
+    def _least(self, beside: int) -> float:
+        """Returns the limit of memory that leaves so much beside the metrics, and then some for rounding it."""
+        limit = beside / (1 - SHARE_OF_LIMIT)
+        return 1.01 * min(limit, beside + self._history(int(limit)))
 
     def _history(self, limit: int) -> int:
         """Returns the bytes that the metrics of the fit take in memory."""

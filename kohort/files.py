@@ -271,8 +271,10 @@ def _whole(path: Any, most_bytes: int | None) -> bytes:
 @contextlib.contextmanager
 def _opened_file(path: Any) -> Iterator[Any]:
     try:
+        if os.path.isdir(path):
+            raise IsADirectoryError("a folder; that of a study is read by `kohort.open`")
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise IsADirectoryError("no file")
+            raise OSError("no file")
         with open(path, "rb") as file:
             yield file
     except OSError as error:

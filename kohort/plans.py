@@ -129,6 +129,7 @@ class Fit(NamedTuple):
     callbacks: Any
     bootstrap: bool
     recipe: Recipe
+    last: int | None = None  # the epoch that members reach in the end, where it is not that of the recipe
 
     def described(self) -> dict:
         """Returns what is kept of the arguments, as values of JSON: of data a fingerprint; not how many epochs."""
@@ -201,6 +202,17 @@ def check_same_fit(path: str, before: dict, after: dict) -> None:
         f"`{name}` must be {said}, because all trials of a study are trained alike. "
         f"Received: {came}, for the study {path!r}. Begin another study for it, under another path."
     )
+
+
+def check_reached(fit: Fit, reached: int) -> None:
+    """Raises if members that are to be trained would end before an epoch that others have reached."""
+    epochs = fit.last or fit.recipe.epochs
+    if epochs < reached:
+        raise ValueError(
+            f"`epochs` must be at least {reached}, which members have reached, because all trials of a study are "
+            f"trained alike. Received: epochs={epochs}, where members are to be trained. Pass epochs={reached}, or "
+            "begin another study for it, under another path."
+        )
 
 
 def check_same_network(path: str, parameters: dict, found: Difference | None) -> None:

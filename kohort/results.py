@@ -364,7 +364,7 @@ class Results:
             RuntimeError: If the cohort is not trained.
             TypeError: If `path` is no path.
             OSError: If the place cannot be written; what stood there is as it was.
-            ValueError: If a part of the model has no configuration.
+            ValueError: If a part of the model has no configuration, or the path ends as those of Keras's own files.
 
         Example:
             >>> import kohort, keras

@@ -64,6 +64,7 @@ class Rounds:
         self.choices = [Choice(members, self.ahead, template) for template in members.templates]
         self._widths, self._callbacks = [choice.width for choice in self.choices], callbacks
         members.cut_anew(self._widths)
+        self._has_short_calls = False  # of an epoch each, as memory has no room for more
         self.lots = self._lots(callbacks)
         self._calm_rounds = 0  # the last ones, in which next to nobody has stopped
         self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
@@ -76,8 +77,11 @@ class Rounds:
         members, widths = self.members, self._widths
         begun = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
         while (narrower := self._within_memory(begun, widths)) != widths:
-            states = members.cut_anew(widths := narrower, begun.states)
-            begun = begun._replace(states=states)
+            if 0 in narrower:
+                self._has_short_calls = True
+            else:
+                states = members.cut_anew(widths := narrower, begun.states)
+                begun = begun._replace(states=states)
             self.lots = self._lots(self._callbacks)
         self.begun, self.guide = begun, self.lots[0].guide  # those of other lots differ in places only
         self._order = np.argsort(np.concatenate([lot.members for lot in self.lots]))
@@ -88,18 +92,20 @@ class Rounds:
             places.setdefault((block.lot, self.ahead.shares.sizes(block.members[0])), []).append(place)
         widest = max(block.width for block in self.members.blocks)
         turns = 1 if self.members.exact else -(-len(self.members.blocks) // cores())
-        self.capacity = self.ahead.capacity(widest, turns, self.members.settings.memory)
+        capacity = self.ahead.capacity(widest, turns, self.members.settings.memory)
+        self.capacity = 1 if self._has_short_calls else capacity
         return [Lot(self.members, of_lot, self.ahead, callbacks, self.capacity) for of_lot in places.values()]
 
     def _choice(self, lot: Lot) -> Choice:
         return self.choices[self.members.blocks[lot.places[0]].kind]
 
     def _within_memory(self, begun: Trained, widths: list[int]) -> list[int]:
-        """Returns widths of blocks, for each kind of member, for which there is room."""
+        """Returns widths of blocks, for each kind of member, for which there is room; 0 if for none, as calls are."""
         narrower = list(widths)
         for lot in self.lots:
             kind = self.members.blocks[lot.places[0]].kind
-            narrower[kind] = min(narrower[kind], self._choice(lot).within_memory(lot, begun) or narrower[kind])
+            if (width := self._choice(lot).within_memory(lot, begun)) is not None:
+                narrower[kind] = min(narrower[kind], width)
         return narrower
 
     def _begin(self) -> Trained:

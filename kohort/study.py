@@ -151,7 +151,7 @@ class Study(StoredStudy):
             x: As in `Cohort.fit`, like all that is not named here.
             y: Likewise.
             batch_size: Likewise.
-            epochs: The epoch that every member is to reach.
+            epochs: The epoch that every member is to reach; where any is to be trained, none may be beyond it.
             verbose: 0 silent, 1 or "auto" one progress bar over all members, 2 one line per block.
             callbacks: `EarlyStopping`, `ReduceLROnPlateau`, `LearningRateScheduler` and `TerminateOnNaN`.
             validation_split: Likewise.
@@ -262,7 +262,7 @@ class Study(StoredStudy):
         for reached in plans.rung_epochs(epochs, factor, rungs):
             recipe, rest = _recipe_of({**arguments, "epochs": reached})
             data = x, y, rest.pop("sample_weight", None), rest.pop("validation_data", None)
-            fit = Fit(*data, None, rest.pop("bootstrap", False), recipe)
+            fit = Fit(*data, None, rest.pop("bootstrap", False), recipe, last=epochs)
             self._train(wanted, fit, verbose=verbose, **rest)
             wanted = self._best(wanted, by, reached, 1 / factor) if reached < epochs else []
             if not wanted:  # to the end, or until all have diverged
@@ -334,9 +334,13 @@ class Study(StoredStudy):
 
     def _built(self, parameters: dict, fit: Fit) -> keras.Model:
         """Builds the model of a trial, and checks it with the data."""
-        with preserved_generators(), fresh_names():
-            model = self._network(**parameters)
         named = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+        with preserved_generators(), fresh_names():
+            try:
+                model = self._network(**parameters)
+            except BaseException as error:
+                error.add_note(f"`network` raised this for {named or 'no parameters'}.")
+                raise
         if not isinstance(model, keras.Model):
             raise TypeError(
                 f"`network` must return a compiled Keras model. Received: {received('network', model)} of type "

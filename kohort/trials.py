@@ -8,7 +8,7 @@ nor the code of its networks.
 import contextlib
 import html
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -222,6 +222,9 @@ def _row(tag: str, texts: list[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in texts)}</tr>"
 
 
+TRAINING = ("run", "extend", "halve")  # what `kohort.Study` has beside
+
+
 class StoredStudy:
     """A study as it is kept: to be read, also while it is trained; `kohort.open` gives it.
 
@@ -238,6 +241,18 @@ class StoredStudy:
         """Looks at the place; what is in it is read when it is asked for."""
         self.store = Store(path)
         self._custom_objects = dict(custom_objects or {})
+
+    if not TYPE_CHECKING:  # for which a misspelt attribute would be none
+
+        def __getattr__(self, name: str) -> Any:
+            """Says what trains a study where that is asked of one that can be read alone."""
+            if name in TRAINING:
+                raise AttributeError(
+                    "`study` must be made with the function of its networks to be trained. Received: "
+                    f"`study.{name}` of one that was opened to be read. Make it: "
+                    f"`kohort.Study({self.path!r}, network, grid, seeds)`."
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def path(self) -> str:

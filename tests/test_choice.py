@@ -1,6 +1,7 @@
 """Which mapping and which width a fit uses: by rule, by measurement, within memory."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from refusals import TEMPLATE
 
 import kohort
 from kohort import choice, rounds
@@ -107,9 +109,9 @@ def test_blocks_keep_to_the_memory_that_they_may_take(monkeypatch):
 
 
 def test_where_nothing_is_said_half_of_what_is_free_may_be_taken(monkeypatch):
-    monkeypatch.setattr(choice, "free_memory", lambda: 3_200_000)
+    monkeypatch.setattr(choice, "free_memory", lambda: 2_000_000)
     assert choice.memory_limit(5_000) == 5_000
-    with pytest.raises(ValueError, match=r"`memory` must have room .* memory=None, where 1\.6 MB may be used"):
+    with pytest.raises(ValueError, match=r"`memory` must have room .* memory=None, where 1 MB may be used"):
         kohort.Cohort(network(), 200).fit(X, Y, epochs=2, batch_size=16, verbose=0)
 
 
@@ -136,6 +138,23 @@ def test_no_room_for_one_member_loses_nothing(exact):
     with pytest.raises(ValueError, match=r"`memory` must have room"):
         roomy.fit(X, Y, verbose=0)
     np.testing.assert_array_equal(roomy.predict(X), before)
+
+
+@pytest.mark.parametrize(("members", "options"), [(3, {"exact": True}), (3, {}), (40, {}), (20, {"mapping": "loop"})])
+def test_so_much_memory_as_is_said_to_be_needed_is_enough(members, options):
+    def fit(memory):
+        cohort = kohort.Cohort(network(), members, memory=memory, **options)
+        cohort.fit(X, Y, epochs=50, batch_size=16, verbose=0)
+
+    match = r"`memory` must have room for all members' states and the training of one on each core\."
+    with pytest.raises(ValueError, match=match) as caught:
+        fit("3kB")
+    assert TEMPLATE.fullmatch(str(caught.value))
+    needed = check_memory(re.search(r"about ([0-9.]+ [kM]B) are needed", str(caught.value))[1])
+    fit(needed)
+    if members > 3:  # few may need less in one block, beside which no core takes another
+        with pytest.raises(ValueError, match=match):
+            fit(0.97 * needed)
 
 
 def measured(monkeypatch, faster):

@@ -172,7 +172,7 @@ def test_killed_at_random_moments_workers_lose_no_block(tmp_path, cluster, recor
 
     def armed(begun):
         draw = random.Random(begun)
-        if draw.random() < 0.4:
+        if draw.random() < 0.9:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, as SIGKILL does
             signal.setitimer(signal.ITIMER_REAL, 10 ** draw.uniform(-3, -0.5))  # a task may end within milliseconds
 

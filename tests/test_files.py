@@ -184,7 +184,7 @@ def test_places_that_cannot_be_written(tmp_path, path):
 def test_places_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"`path` must be a file that can be read\. .*\(No such file or dire"):
         files.read(tmp_path / "none", "cohort", 1)
-    with pytest.raises(IsADirectoryError, match=r"`path` must be a file that can be read\. .*\(no file\)\. Check"):
+    with pytest.raises(IsADirectoryError, match=r"`path` must be a file that can be read\. .*\(a folder; .*\)\. Check"):
         files.read(tmp_path, "cohort", 1)
 
 

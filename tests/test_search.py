@@ -261,9 +261,9 @@ def test_files_of_other_tools(study, tmp_path):
 
 def test_curves_of_all_trials_take_no_more_memory_than_is_in_proportion(tmp_path, monkeypatch):
     """One trial has many epochs, another many members: no array is made for all of them in both."""
+    kohort.Study(tmp_path / "a", network, {"hidden": [3]}, 200).run(X, Y, epochs=1, verbose=0)
     ragged = kohort.Study(tmp_path / "a", network, {"hidden": [2]}, 2)
     ragged.run(X, Y, epochs=200, verbose=0)
-    kohort.Study(tmp_path / "a", network, {"hidden": [3]}, 200).run(X, Y, epochs=1, verbose=0)
     assert ragged.to_xarray().loss.shape == (2, 200, 200)
     monkeypatch.setattr(blocks, "MOST_ROOM_BYTES", 0)
     monkeypatch.setattr(blocks, "MOST_ROOM_TIMES", 64)

@@ -52,6 +52,20 @@ SEEDS = {
 }
 
 
+@pytest.mark.parametrize("name", ["a.keras", "a.h5"])
+def test_a_cohort_is_not_saved_as_if_it_were_one_network(name, trained_cohort, tmp_path):
+    with refused(ValueError, rf"`path` must not end in \.\w+, .* Received: path='.*/{name}'\. Pass", trained_cohort):
+        trained_cohort.save(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_the_folder_of_a_study_is_no_cohort(tmp_path):
+    with refused(
+        IsADirectoryError, r"`path` must be a file .* \(a folder; that of a study is read by `kohort\.open`\)"
+    ):
+        kohort.Cohort.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", SEEDS)
 def test_wrong_seeds(name, trained_model):
     seeds, error, match = SEEDS[name]

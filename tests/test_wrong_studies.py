@@ -200,6 +200,39 @@ def test_a_wrong_halving_is_refused_before_anything_is_made(arguments, error, me
     assert not (tmp_path / "a.kohort").exists()
 
 
+def test_members_do_not_end_before_an_epoch_that_others_have_reached(tmp_path):
+    study = trained(tmp_path, {"hidden": [2]}, 4, epochs=5)
+    study.run(X, Y, epochs=3, verbose=0)  # nothing is to be trained
+    message = r"`epochs` must be at least 5, .* Received: epochs=3, where members are to be trained\. Pass epochs=5, or"
+    for longer in ({"hidden": [3]}, {"seeds": 5}):
+        with refused(ValueError, message):
+            study.extend(**longer)
+    with refused(ValueError, message):
+        study_of(tmp_path, {"hidden": [3]}, 4).halve(X, Y, epochs=3, rungs=2, verbose=0)
+    study_of(tmp_path, {"hidden": [3]}, 4).halve(X, Y, epochs=9, rungs=2, verbose=0)
+    assert [len(trial.history.epoch) for trial in kohort.open(study.path).trials] == [5, 9]
+
+
+def test_a_network_function_that_fails_says_for_which_trial(tmp_path):
+    study = study_of(tmp_path, {"hidden": [2], "activation": ["relu", "nonsense"]}, 4)
+    with pytest.raises(ValueError, match=r"nonsense") as caught:
+        study.run(X, Y, verbose=0)
+    assert caught.value.__notes__ == ["`network` raised this for hidden=2, activation='nonsense'."]
+    assert not (tmp_path / "a.kohort").exists()
+
+
+def test_a_study_that_is_opened_to_be_read_is_not_trained(tmp_path):
+    trained(tmp_path, {"hidden": [2]}, 4, epochs=1)
+    study = kohort.open(tmp_path / "a.kohort")
+    for name in ("run", "extend", "halve"):
+        with refused(
+            AttributeError, rf"`study` must be made with the function .*: `study\.{name}` of one that was opened"
+        ):
+            getattr(study, name)
+    with pytest.raises(AttributeError, match=r"^'StoredStudy' object has no attribute 'tables'$"):
+        _ = study.tables
+
+
 def test_two_runs_of_one_study(tmp_path):
     study = study_of(tmp_path, {"hidden": [2]}, 4)
 

@@ -301,6 +301,20 @@ FAULTS = [
         ("tests/test_curves.py::test_large_metrics_are_in_a_file_that_nobody_sees",),
     ),
     Fault(
+        "memory-that-is-said-to-be-needed-is-without-the-metrics",
+        "kohort/choice.py",
+        "        return 1.01 * min(limit, beside + self._history(int(limit)))",
+        "        return 1.01 * beside",
+        ("tests/test_choice.py::test_so_much_memory_as_is_said_to_be_needed_is_enough",),
+    ),
+    Fault(
+        "no-shorter-calls-before-memory-is-refused",
+        "kohort/choice.py",
+        "            if lot.capacity > 1:\n                return 0\n",
+        "",
+        ("tests/test_choice.py::test_so_much_memory_as_is_said_to_be_needed_is_enough",),
+    ),
+    Fault(
         "host-devices-are-not-measured",
         "kohort/choice.py",
         '(*over_threads, "sharded") if has_several else over_threads',

@@ -77,6 +77,13 @@ FAULTS = [
         (f"{STUDY}test_survivors_are_ranked_together",),
     ),
     Fault(
+        "members-of-a-study-end-at-different-epochs",
+        "kohort/plans.py",
+        "    if epochs < reached:",
+        "    if False:",
+        ("tests/test_wrong_studies.py::test_members_do_not_end_before_an_epoch_that_others_have_reached",),
+    ),
+    Fault(
         "block-of-a-killed-worker-lost",
         "kohort/distribute.py",
         "            self.plan.again(lane, task)\n",
