@@ -247,14 +247,14 @@ def test_what_was_left_behind_long_ago_is_removed(path):
 # Kills.
 
 SAVES = """
-import importlib.util, os, random, signal, sys, time
+import importlib.util, itertools, os, random, signal, sys, time
 spec = importlib.util.spec_from_file_location("files", sys.argv[1])
 files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(files)
-path, version, random = sys.argv[2], int(sys.argv[3]), random.Random(0)
-contents = files.read(path, "cohort", version)
+paths, version, random = sys.argv[2:4], int(sys.argv[4]), random.Random(0)
+contents = [files.read(path, "cohort", version) for path in paths]
 start = time.perf_counter()
-files.write(path, "cohort", version, contents)
+files.write(paths[0], "cohort", version, contents[0])
 seconds = time.perf_counter() - start
 for line in sys.stdin:
     delay = random.uniform(0.1, 4) * seconds
@@ -262,17 +262,17 @@ for line in sys.stdin:
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, wherever it is
         signal.setitimer(signal.ITIMER_REAL, delay)
-        while True:
-            files.write(path, "cohort", version, contents)
+        for each in itertools.cycle(contents):
+            files.write(paths[0], "cohort", version, each)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 class Killed:
-    """A process whose children save to a file again and again, and are killed while they do."""
+    """A process whose children save what two files hold to the first, by turns, and are killed while they do."""
 
-    def __init__(self, path, version=1):
-        command = [sys.executable, "-c", SAVES, files.__file__, str(path), str(version)]
+    def __init__(self, path, other, version=1):
+        command = [sys.executable, "-c", SAVES, files.__file__, str(path), str(other), str(version)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self):
@@ -291,11 +291,16 @@ class Killed:
 
 
 def test_kills_during_saves_leave_a_whole_file(tmp_path):
-    path = tmp_path / "a.kohort"
-    files.write(path, "cohort", 1, Contents({}, {"numbers": RNG.normal(size=200_000)}))
-    with Killed(path) as saves:
+    path, other = tmp_path / "a.kohort", tmp_path / "b.kohort"
+    numbers = [RNG.normal(size=size) for size in (200_000, 150_000)]
+    for each, array in zip((path, other), numbers, strict=True):
+        files.write(each, "cohort", 1, Contents({}, {"numbers": array}))
+    found = []
+    with Killed(path, other) as saves:
         for _ in range(40):
             assert saves.once() == -14  # SIGALRM
-            assert files.read(path, "cohort", 1).arrays["numbers"].shape == (200_000,)
+            kept = files.read(path, "cohort", 1).arrays["numbers"]
+            found.append([np.array_equal(kept, array) for array in numbers])
 
+    assert {tuple(each) for each in found} == {(True, False), (False, True)}
     assert len(list(Path(tmp_path).glob(".a.kohort.*.part"))) >= 5  # so many were in the middle of it

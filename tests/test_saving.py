@@ -252,13 +252,19 @@ def test_a_fit_goes_on_in_another_process(tmp_path):
 
 @pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_kills_during_saves_leave_a_cohort(kills, tmp_path):
+    paths, states = (tmp_path / "a.kohort", tmp_path / "b.kohort"), []
     cohort = kohort.Cohort(dense(), 64)
-    fitted(cohort, "dense", "small", 2)
-    cohort.save(tmp_path / "a.kohort")
-    with Killed(tmp_path / "a.kohort", saving.VERSION) as saves:
+    for path in paths:
+        fitted(cohort, "dense", "small", 2)
+        cohort.save(path)
+        states.append(left(cohort))
+    found = []
+    with Killed(*paths, saving.VERSION) as saves:
         for _ in range(kills):
             assert saves.once() == -14
-            assert differences(left(cohort), left(kohort.Cohort.load(tmp_path / "a.kohort"))) == []
+            kept = left(kohort.Cohort.load(paths[0]))
+            found.append(tuple(differences(state, kept) == [] for state in states))
+    assert set(found) == {(True, False), (False, True)}
 
 
 # Parts of the user's own.
