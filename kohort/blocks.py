@@ -81,9 +81,10 @@ def history_of(blocks: Sequence[BlockRow], read: Callable[[BlockRow], Contents],
 
 def _check_follows(block: BlockRow, arrays: Mapping[str, np.ndarray], seen: int) -> None:
     """Raises unless a block goes on where another ended: one from elsewhere may claim any number of epochs."""
-    numbers = arrays["epoch"]
-    shape = len(block.seeds), len(numbers)
-    is_right = block.first_epoch <= seen and 0 < len(numbers) <= block.epochs - block.first_epoch
+    numbers, stopped = (arrays.get(name, np.empty(())) for name in ("epoch", "stopped_epoch"))
+    shape = len(block.seeds), numbers.size
+    is_right = "seeds" in arrays and (*stopped.shape, *numbers.shape) == shape
+    is_right = is_right and block.first_epoch <= seen and 0 < shape[1] <= block.epochs - block.first_epoch
     is_right = is_right and np.array_equal(numbers, block.first_epoch + np.arange(len(numbers)))
     is_right = is_right and arrays["seeds"].tolist() == list(block.seeds)
     if not is_right or any(of.shape[:2] != shape for name, of in arrays.items() if name.startswith(HISTORY)):

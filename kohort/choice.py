@@ -109,9 +109,10 @@ class Choice:
         machine = jax.__version__, jax.devices()[0].device_kind, cores(), len(jax.local_devices())
         return hashlib.sha256(repr((step, self.width, machine)).encode()).hexdigest()
 
-    def measure(self, seconds_of: Callable[[str], float]) -> None:
-        """Chooses by what a call takes with each mapping, and remembers it."""
-        seconds = {mapping: seconds_of(mapping) for mapping in self.candidates if mapping}
+    def measure(self, seconds_of: Callable[[str], float], width: int) -> None:
+        """Chooses by what a call for a block of this width takes with each mapping, and remembers it."""
+        is_shared = width % len(jax.local_devices()) == 0
+        seconds = {own: seconds_of(own) for own in self.candidates if own and (is_shared or own != "sharded")}
         best = min(seconds, key=seconds.__getitem__)
         if CLEAR_GAIN * seconds[best] > seconds[str(self.mapping)]:
             best = str(self.mapping)
@@ -153,9 +154,9 @@ class Choice:
             return None
         fitting = max(0, int(block.width * (room - rows) / max(1, working - rows)))
         step, narrow = block_step(), (4, 2, 1) if self.mapping != "sharded" else (block_step(),)
+        if min(fitting, block.width - 1) < step and lot.capacity > 1:  # narrower blocks would take longer
+            return 0
         if block.width <= narrow[-1]:
-            if lot.capacity > 1:
-                return 0
             least = self._least(2 * own + generators + at_once * working)
             raise ValueError(
                 "`memory` must have room for all members' states and the training of "

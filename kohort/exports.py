@@ -90,8 +90,21 @@ def write_parquet(trials: Sequence[Any], path: Any) -> None:
     target = checked_room(path)
     optional("pyarrow", "to_parquet")
     table = members_table(trials)
+    for name in table.columns:
+        if table[name].dtype == object and len(_kinds(table[name])) > 1:
+            table[name] = table[name].map(lambda value: value if value is None else str(value))
     with replacing(target) as aside:
         table.to_parquet(aside, engine="pyarrow")
+
+
+def _kinds(values: Any) -> set[Any]:
+    """Returns the kinds of values in a column, of which a Parquet file has one: "number", types, or those in tuples."""
+    kinds = set()
+    for value in values:
+        parts = value if isinstance(value, tuple) else [value]
+        own = {"number" if type(part) in (int, float) else type(part) for part in parts if part is not None}
+        kinds |= {(isinstance(value, tuple), kind) for kind in own}
+    return kinds
 
 
 def write_csv(trials: Sequence[Any], path: Any) -> None:

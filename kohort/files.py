@@ -274,7 +274,7 @@ def _opened_file(path: Any) -> Iterator[Any]:
         if os.path.isdir(path):
             raise IsADirectoryError("a folder; that of a study is read by `kohort.open`")
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("no file")
+            raise IsADirectoryError("no file")
         with open(path, "rb") as file:
             yield file
     except OSError as error:

@@ -6,6 +6,7 @@ as `kohort.Study` takes it. The room exists so that a study of small networks ne
 
 import importlib
 import importlib.machinery
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import keras
 
+from kohort.checks import received
 from kohort.tables import Task, suggestion
 
 LOSSES = {"regression": "mse", "classification": "sparse_categorical_crossentropy"}
@@ -40,16 +42,18 @@ def dense(features: int, outputs: int, task: Task) -> Callable[..., keras.Model]
     ) -> keras.Model:
         check_known("activation", activation, keras.activations)
         check_known("optimizer", optimizer, keras.optimizers)
+        rate = _checked("learning_rate", learning_rate, lambda number: 0 < number < math.inf, "above 0", 1e-3)
+        dropped = _checked("dropout", dropout, lambda number: 0 <= number < 1, "from 0 to below 1", 0.2)
         model = keras.Sequential([keras.Input((features,))])
         for units in _widths(hidden, depth):
             model.add(keras.layers.Dense(units, activation))
-            if dropout:
-                model.add(keras.layers.Dropout(dropout))
+            if dropped:
+                model.add(keras.layers.Dropout(dropped))
         is_binary = task == "classification" and outputs <= 2
         ends = "sigmoid" if is_binary else "softmax" if task == "classification" else None
         model.add(keras.layers.Dense(1 if is_binary else outputs, ends))
         model.compile(
-            keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": learning_rate}}),
+            keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": rate}}),
             "binary_crossentropy" if is_binary else LOSSES[task],
             metrics=["accuracy"] if task == "classification" else None,
         )
@@ -67,6 +71,15 @@ def _widths(hidden: Any, depth: Any) -> list[int]:
             "Write for example hidden = 8 and depth = 2, or hidden = [16, 8]."
         )
     return widths
+
+
+def _checked(name: str, value: Any, fits: Callable[[float], bool], accepted: str, example: float) -> float:
+    """Returns a number as Keras wants it, which takes no whole one for a rate."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+        raise ValueError(
+            f"`{name}` must be a number {accepted}. Received: {received(name, value)}. Write for example {example:g}."
+        )
+    return float(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -21,7 +21,7 @@ from kohort.cohort_callbacks import MEMBER_KINDS
 from kohort.fit import check_callbacks
 from kohort.history import CohortHistory
 from kohort.keras_callbacks import listed
-from kohort.store import canonical
+from kohort.store import Records, canonical
 from kohort.variants import Difference, Group, differences
 
 # A block is to take about so many operations of training, and to hold so much at most, but at least a few members.
@@ -204,10 +204,14 @@ def check_same_fit(path: str, before: dict, after: dict) -> None:
     )
 
 
-def check_reached(fit: Fit, reached: int) -> None:
+def check_reached(fit: Fit, wanted: Sequence[tuple[dict, Sequence[int]]], records: Records) -> None:
     """Raises if members that are to be trained would end before an epoch that others have reached."""
-    epochs = fit.last or fit.recipe.epochs
-    if epochs < reached:
+    epochs, reached = fit.last or fit.recipe.epochs, max((block.epochs for block in records.blocks), default=0)
+    if epochs >= reached:
+        return
+    numbers = {canonical(row.parameters): number for number, row in records.trials.items()}
+    there = {(b.trial, seed) for b in records.blocks if b.epochs >= fit.recipe.epochs for seed in b.seeds}
+    if any((numbers.get(canonical(parameters)), seed) not in there for parameters, seeds in wanted for seed in seeds):
         raise ValueError(
             f"`epochs` must be at least {reached}, which members have reached, because all trials of a study are "
             f"trained alike. Received: epochs={epochs}, where members are to be trained. Pass epochs={reached}, or "

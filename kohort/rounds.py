@@ -34,6 +34,8 @@ from kohort.rules import Course
 ROUND_SECONDS, STOPPING_ROUND_SECONDS, MOST_STOPPING_ROUNDS = 0.4, 0.15, 25
 # What is left is run in one round where that is so many times as long at most: to wait for each other once more costs.
 LONGEST_ROUND = 2
+# Calls that have no room in memory are cut to an eighth.
+SHORTER = 3
 # By then all blocks of a round have begun, each in a thread of XLA's.
 BEGUN_SECONDS = 0.003
 # To move members costs a copy of their states, so it has to save at least this share of what is left.
@@ -64,7 +66,7 @@ class Rounds:
         self.choices = [Choice(members, self.ahead, template) for template in members.templates]
         self._widths, self._callbacks = [choice.width for choice in self.choices], callbacks
         members.cut_anew(self._widths)
-        self._has_short_calls = False  # of an epoch each, as memory has no room for more
+        self._shortened = 0  # how often calls were made shorter, as memory has no room for more epochs
         self.lots = self._lots(callbacks)
         self._calm_rounds = 0  # the last ones, in which next to nobody has stopped
         self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
@@ -78,7 +80,7 @@ class Rounds:
         begun = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
         while (narrower := self._within_memory(begun, widths)) != widths:
             if 0 in narrower:
-                self._has_short_calls = True
+                self._shortened += 1
             else:
                 states = members.cut_anew(widths := narrower, begun.states)
                 begun = begun._replace(states=states)
@@ -93,7 +95,7 @@ class Rounds:
         widest = max(block.width for block in self.members.blocks)
         turns = 1 if self.members.exact else -(-len(self.members.blocks) // cores())
         capacity = self.ahead.capacity(widest, turns, self.members.settings.memory)
-        self.capacity = 1 if self._has_short_calls else capacity
+        self.capacity = max(1, capacity >> SHORTER * self._shortened)
         return [Lot(self.members, of_lot, self.ahead, callbacks, self.capacity) for of_lot in places.values()]
 
     def _choice(self, lot: Lot) -> Choice:
@@ -178,7 +180,8 @@ class Rounds:
             if remaining * per_epoch < WORTH_MEASURING * (choice.compiling + first):
                 continue
             count = int(MEASURING_SECONDS * len(self._blocks()) / (per_epoch * cores()))
-            choice.measure(self._timed(self.lots[number], block, max(1, min(self.capacity, count))))
+            seconds_of = self._timed(self.lots[number], block, max(1, min(self.capacity, count)))
+            choice.measure(seconds_of, len(block.members))
             self.pace = self._pace(self._packings())
 
     def _timed(self, lot: Lot, block: Block, count: int) -> Callable[[str], float]:

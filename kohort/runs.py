@@ -95,8 +95,6 @@ class Run:
             lanes.append(
                 [task for first, own in sorted(missing.items()) for task in plans.tasks_of(group, own, first, most)]
             )
-        if any(lanes):
-            plans.check_reached(self.fit, max((block.epochs for block in self.writer.records.blocks), default=0))
         return lanes, sum(len(task.members) for lane in lanes for task in lane)
 
     def _named(self, task: Task) -> str:

@@ -49,7 +49,7 @@ KINDS = (
 # The modules whose functions a configuration may name.
 WITH_FUNCTIONS = (keras.activations, keras.losses, keras.metrics, keras.ops)
 PARTS = ("training", "validation")  # of a fold
-KERAS_ENDINGS = (".keras", ".h5")
+KERAS_ENDINGS = (".keras", ".h5", ".hdf5")
 GENERATOR = (2,), np.dtype("uint32")  # the state of a generator of Keras's
 
 
@@ -59,7 +59,7 @@ GENERATOR = (2,), np.dtype("uint32")  # the state of a generator of Keras's
 def save(path: Any, members: Members, trained: Trained, held_out: HeldOut) -> None:
     """Writes trained members to a file, in one step."""
     files.checked_target(path)  # before anything is computed
-    if (ending := os.path.splitext(path)[1]) in KERAS_ENDINGS:
+    if (ending := os.path.splitext(path)[1].lower()) in KERAS_ENDINGS:
         raise ValueError(
             f"`path` must not end in {ending}, by which Keras knows its own files. Received: path={os.fspath(path)!r}. "
             "Pass another name, or save one member: `cohort.member(index=0).save(path)`."

@@ -177,8 +177,14 @@ def optuna(
             f"`search` must be an `optuna.Study`. Received: {received('search', search)}. "
             "Make one with `optuna.create_study()`."
         )
+    if len(search.directions) > 1:
+        raise ValueError(
+            "`search` must go in one direction, that of the metric `by`. "
+            f"Received: a search of {len(search.directions)} directions. Make one with `optuna.create_study()`."
+        )
     check_integer("trials", trials, 1)
     check_integer("batch", batch, 1)
+    _check_distributions(package, distributions)
     own_seeds = set(check_seeds(seeds))
     begun = _begun(path, distributions)
     half = [trial.parameters for trial in begun.values() if not own_seeds <= set(trial.seeds)]
@@ -188,17 +194,32 @@ def optuna(
         begun = _begun(path, distributions)
     _tell(package, search, [own for own in search.trials if own.state == _states(package).RUNNING], begun, by)
     _add(package, search, begun, distributions, by)
-    done = len(begun)
+    # A trial may be asked for again, where there are few values: it is trained once, and counts each time.
+    complete = [own for own in search.trials if own.state == _states(package).COMPLETE]
+    done = max(len(begun), sum(canonical(own.params) in begun for own in complete))
     while done < trials:
-        asked = [search.ask(dict(distributions)) for _ in range(min(batch, trials - done))]
-        parameters = [own.params for own in asked]
+        asked: list[Any] = []
         try:
+            for _ in range(min(batch, trials - done)):
+                asked.append(search.ask(dict(distributions)))
+            parameters = [own.params for own in asked]
             study = study or Study(path, network, parameters, seeds)
             study.run(x, y, trials=parameters, **arguments)
         finally:  # whoever interrupts a batch goes on with what of it is trained, and waits for nothing else
             _end(package, search, asked, path, own_seeds, by)
         done += len(asked)
     return study or Study(path, network, [trial.parameters for trial in StoredStudy(path).trials], seeds)
+
+
+def _check_distributions(package: Any, distributions: Any) -> None:
+    kind = package.distributions.BaseDistribution
+    own = list(distributions.values()) if isinstance(distributions, Mapping) else []
+    if not own or not all(isinstance(each, kind) for each in own):
+        raise TypeError(
+            "`distributions` must map each parameter to a distribution of `optuna.distributions`. "
+            f"Received: {received('distributions', distributions)}. "
+            'Pass for example {"hidden": optuna.distributions.IntDistribution(2, 8)}.'
+        )
 
 
 def _begun(path: Any, distributions: Mapping[str, Any]) -> dict[str, Trial]:
@@ -211,7 +232,7 @@ def _begun(path: Any, distributions: Mapping[str, Any]) -> dict[str, Trial]:
 def _end(package: Any, search: Any, asked: Sequence[Any], path: Any, seeds: set[int], by: str) -> None:
     """Ends a batch: what is trained is told, and all else has failed, so that nothing is left running."""
     try:
-        kept = _begun(path, asked[0].params)
+        kept = _begun(path, asked[0].params) if asked else {}
         _tell(package, search, asked, {key: trial for key, trial in kept.items() if seeds <= set(trial.seeds)}, by)
     finally:
         for own in asked:

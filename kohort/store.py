@@ -28,6 +28,8 @@ JOURNALS = f"{INDEX}-journal", f"{LOCK}-journal"
 # How a journal of SQLite ends that names another file, one which SQLite removes when it has undone what the journal
 # says. kohort's transactions are of one database, and never name one.
 NAMES_ANOTHER_FILE = bytes.fromhex("d9d505f920a163d7")
+# How one begins, and where it says how many pages of how many bytes the database had, which SQLite makes it have again.
+BEGINS, PAGES, PAGE_BYTES, MOST_PAGE_BYTES = NAMES_ANOTHER_FILE, slice(16, 20), slice(24, 28), 2**16
 # What a killed writer leaves among the blocks.
 LEFT = re.compile(r"[0-9a-f]{64}\.safetensors|\..*\.part")
 APPLICATION = 0x6B6F686F  # in the head of the index: "koho"
@@ -173,7 +175,7 @@ class Store:
             if total != added("0" * 64, rows):
                 raise ValueError("a row is not as it was written, or is missing")
             own = {row[0]: TrialRow(row[0], _a(dict, row[1]), _a(dict, row[2])) for row in trials}
-            records = Records(_a(dict, about), own, [_block(row) for row in blocks])
+            records = Records(_about(about), own, [_block(row) for row in blocks])
             if not {block.trial for block in records.blocks} <= set(own):
                 raise ValueError("a block is of no trial")
         except (TypeError, ValueError, RecursionError, AttributeError) as error:
@@ -248,6 +250,10 @@ class Store:
                     raise self._refused(f"in which {name} is no file", "Take another copy of the study")
         for name in JOURNALS:
             with contextlib.suppress(FileNotFoundError), open(self.folder / name, "rb") as journal:
+                head = journal.read(PAGE_BYTES.stop)
+                pages, size = (int.from_bytes(head[place], "big") for place in (PAGES, PAGE_BYTES))
+                if head.startswith(BEGINS) and pages * (size or MOST_PAGE_BYTES) > MOST_INDEX_BYTES:
+                    raise self._damaged(f"its journal would make it larger than {MOST_INDEX_BYTES} bytes")
                 journal.seek(-min(len(NAMES_ANOTHER_FILE), os.fstat(journal.fileno()).st_size), os.SEEK_END)
                 if journal.read() == NAMES_ANOTHER_FILE:
                     raise self._damaged("its journal names another file")
@@ -473,4 +479,18 @@ def _block(row: tuple) -> BlockRow:
     integers = all(type(number) is int and 0 <= number < 2**32 for number in (trial, first_epoch, epochs, *seeds))
     if not integers or not seeds or first_epoch >= epochs or not re.fullmatch("[0-9a-f]{64}", file):
         raise ValueError("a block has values that none can have")
-    return BlockRow(trial, first_epoch, epochs, seeds, file, _a(dict, about))
+    return BlockRow(trial, first_epoch, epochs, seeds, file, _about(about))
+
+
+# What others read of what is said of a study or a block, and what it is.
+SAID = {"fit": dict, "data": dict, "versions": dict, "device": str, "directions": dict}
+TIMES = ("wall_seconds", "finished")
+
+
+def _about(text: Any) -> dict:
+    about = _a(dict, text)
+    wrong = [name for name, kind in SAID.items() if not isinstance(about.get(name, kind()), kind)]
+    wrong += [name for name in TIMES if not 0 <= about.get(name, 0) < 2**36]
+    if wrong or not set(about.get("directions", {}).values()) <= {None, "up", "down"}:
+        raise ValueError(f"{(*wrong, 'a direction')[0]} is said to be what it cannot be")
+    return about

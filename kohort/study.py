@@ -300,6 +300,7 @@ class Study(StoredStudy):
             if writer.records.about:
                 plans.check_same_fit(self.path, writer.records.about, about)
             self._check_networks(writer.records.trials.values())
+            plans.check_reached(fit, wanted, writer.records)
             specifications = [(parameters, self._known[canonical(parameters)][1]) for parameters, _ in wanted]
             writer.declare(about, specifications)
             Run(writer, fit, self._exact, groups, self._keys, wanted).train(block_size, executor, verbose)

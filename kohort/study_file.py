@@ -166,7 +166,17 @@ def _data(file: Path, told: dict[str, Any], share: Any) -> tuple[np.ndarray, np.
         )
     make = getattr(data, name)
     _check_keys(f"the problem {name}", told, ("problem", "task", *inspect.signature(make).parameters))
-    x, y = make(**{key: value for key, value in told.items() if key not in ("problem", "task")})
+    arguments = {key: value for key, value in told.items() if key not in ("problem", "task")}
+    try:
+        x, y = make(**arguments)
+    except (TypeError, ValueError) as error:  # of scikit-learn, which says it in words of its own
+        if str(error).startswith("`"):
+            raise
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(
+            f"`[data]` must hold arguments that the problem {name} can be made with. Received: {shown}, of which it "
+            f"says: {str(error).rstrip('.')}. Mend that one."
+        ) from error
     classes = np.unique(y)
     task = told.get("task", "classification" if (classes == np.round(classes)).all() else "regression")
     if task not in tables.TASKS:

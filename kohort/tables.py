@@ -83,6 +83,9 @@ def read(path: Any) -> Table:
         names, columns = kinds[file.suffix.lower()](file, shown)
     except OSError as error:
         raise _unreadable(shown, error) from error
+    if not all(names):
+        came = f"column {1 + next(i for i, name in enumerate(names) if not name)} without a name"
+        raise _no_table(shown, came, "Name it, or leave it out: pandas writes none with `to_csv(path, index=False)`")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise _no_table(shown, f"two columns named {twice[0]!r}", "Rename one of them")

@@ -252,7 +252,7 @@ class StoredStudy:
                     f"`study.{name}` of one that was opened to be read. Make it: "
                     f"`kohort.Study({self.path!r}, network, grid, seeds)`."
                 )
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return self.__getattribute__(name)  # which raises, also what a property raised
 
     @property
     def path(self) -> str:

@@ -165,12 +165,12 @@ def measured(monkeypatch, faster):
     tried = []
 
     class Measured(choice.Choice):
-        def measure(self, seconds_of):
+        def measure(self, seconds_of, width):
             def seconds(mapping):
                 tried.append((mapping, seconds_of(mapping) > 0))
                 return 1.0 if mapping == faster else 2.0
 
-            super().measure(seconds)
+            super().measure(seconds, width)
 
     monkeypatch.setattr(rounds, "Choice", Measured)
     return tried

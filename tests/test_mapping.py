@@ -123,8 +123,11 @@ for vary, options in (
         assert all((value == values[2]).all() for value in values)
 
 class Measured(choice.Choice):
-    def measure(self, seconds_of):
-        super().measure(lambda mapping: seconds_of(mapping) and (1.0 if mapping == faster else 2.0))
+    def measure(self, seconds_of, width):
+        tried = {}
+        said = lambda mapping: tried.setdefault(mapping, seconds_of(mapping) and 2.0 - (mapping == faster))
+        super().measure(said, width)
+        assert ("sharded" in tried) == (width % devices == 0), (width, tried)
 
 rounds.WORTH_MEASURING, rounds.ROUND_SECONDS, rounds.MEASURING_SECONDS, rounds.Choice = 0, 1e-9, 1e-9, Measured
 for batch_size, faster, its_devices in ((16, "sharded", devices), (15, "abreast", 1)):
@@ -133,6 +136,9 @@ for batch_size, faster, its_devices in ((16, "sharded", devices), (15, "abreast"
     np.testing.assert_allclose(*losses, rtol=1e-5, atol=1e-6)
     leaf = jax.tree.leaves(cohorts[0]._members.trained.states)[0]
     assert len(leaf.sharding.device_set) == its_devices, leaf.sharding
+narrow = kohort.Cohort(model, 41, memory=300_000)  # blocks so narrow that devices have no equal shares of them
+narrow.fit(x, y, epochs=6, batch_size=14, verbose=0)
+assert {block.width % devices != 0 for block in narrow._members.blocks} == {True}
 print("same")
 """
 

@@ -27,6 +27,7 @@ def test_dense_networks_have_the_layers_of_their_words():
     assert made.layers[0].activation is keras.activations.tanh
     assert isinstance(made.optimizer, keras.optimizers.SGD)
     assert float(made.optimizer.learning_rate) == 0.5
+    assert float(network(learning_rate=1).optimizer.learning_rate) == 1.0  # as TOML has whole numbers
     assert (made.loss, made.layers[-1].activation) == ("mse", keras.activations.linear)
 
 
@@ -50,6 +51,14 @@ def test_classes_end_in_their_probabilities(classes, units, end, loss):
         ({"hidden": 2.5}, r"`hidden` must be the units of each layer"),
         ({"hidden": [4, 2], "depth": 2}, r"`hidden` .* Received: hidden=\[4, 2\], depth=2"),
         ({"depth": 0}, r"`hidden` .* depth=0"),
+        (
+            {"learning_rate": 0},
+            r"`learning_rate` must be a number above 0\. Received: learning_rate=0\. Write for ex.* 0\.001",
+        ),
+        ({"learning_rate": "x"}, r"`learning_rate` must be a number above 0\. Received: learning_rate='x'"),
+        ({"learning_rate": float("inf")}, r"`learning_rate` must be a number above 0\."),
+        ({"dropout": 2.0}, r"`dropout` must be a number from 0 to below 1\. Received: dropout=2\.0\."),
+        ({"dropout": True}, r"`dropout` must be a number from 0 to below 1\."),
     ],
 )
 def test_words_that_are_none(words, message):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from refusals import refused
 from scipy.stats import kstest, loguniform, randint, uniform
 
 import kohort
@@ -141,6 +142,16 @@ def test_optuna_is_asked_and_told_in_batches(optuna, tmp_path, monkeypatch):
     assert (tasks, len(again.trials)) == ([], 12)
 
 
+def test_a_trial_that_is_asked_for_again_counts_and_is_not_trained_again(optuna, tmp_path):
+    few = {"hidden": optuna.distributions.CategoricalDistribution([2, 3])}
+    own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(2):
+        study = kohort.search.optuna(own, tmp_path / "a", network, few, X, Y, trials=8, batch=3, epochs=2, verbose=0)
+        assert states(own) == {"COMPLETE": 8}
+    assert sorted(trial.parameters["hidden"] for trial in study.trials) == [2, 3]
+    assert {trial.value for trial in own.trials} == set(study.table()["loss"].tolist())
+
+
 def test_a_trial_that_diverges_has_failed(optuna, tmp_path):
     rate = {"rate": optuna.distributions.FloatDistribution(1e30, 1e31)}
     own = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
@@ -196,6 +207,19 @@ def test_a_batch_that_fails_is_not_left_running(optuna, tmp_path):
     assert states(own) == {"FAIL": 2, "COMPLETE": 2}
 
 
+def test_a_batch_that_is_interrupted_while_it_is_asked_for_is_not_left_running(optuna, tmp_path):
+    class Pressed(optuna.samplers.RandomSampler):
+        def sample_independent(self, study, trial, *arguments):
+            if trial.number == 2:
+                raise KeyboardInterrupt
+            return super().sample_independent(study, trial, *arguments)
+
+    own = optuna.create_study(sampler=Pressed(seed=1))
+    with pytest.raises(KeyboardInterrupt):
+        searched(optuna, tmp_path / "a", own, 4)
+    assert states(own) == {"FAIL": 2, "RUNNING": 1}  # the last is Optuna's, which had not given it to anybody
+
+
 def test_wrong_searches_are_refused(optuna, tmp_path):
     with pytest.raises(TypeError, match=r"`search` must be an `optuna\.Study`\. Received: search=3"):
         searched(optuna, tmp_path / "a", 3, 1)
@@ -206,6 +230,13 @@ def test_wrong_searches_are_refused(optuna, tmp_path):
         ValueError, match=r"`by` must be a metric of which less is better, .*: loss\. Received: by='auc'"
     ):
         searched(optuna, tmp_path / "a", own, 1, by="auc")
+    with refused(ValueError, r"`search` must go in one direction, .* Received: a search of 2 directions\. Make"):
+        searched(optuna, tmp_path / "a", optuna.create_study(directions=["minimize"] * 2), 1)
+    for distributions in ({"rate": [0.1, 0.2]}, {}, [0.1]):
+        with refused(
+            TypeError, r"`distributions` must map each parameter to a distribution of `optuna\.distributions`"
+        ):
+            kohort.search.optuna(own, tmp_path / "b", network, distributions, X, Y, trials=1)
     upward = optuna.create_study(direction="maximize")
     with pytest.raises(
         ValueError, match=r"`by` must be a metric of which more is better, .*: \(none\)\. Received: by='l"
@@ -257,6 +288,29 @@ def test_files_of_other_tools(study, tmp_path):
     pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "a.parquet"), study.to_pandas())
     with pytest.raises(FileNotFoundError, match=r"`path` must be in a folder that exists"):
         study.to_parquet(tmp_path / "no" / "a.parquet")
+
+
+MIXED = [2, [4, 3]], ["relu", True, None, 0.5], [[4, 3], [4.5]], [[1, "a"], [2]], [None, None], [3, None]
+
+
+@pytest.mark.parametrize("values", MIXED, ids=str)
+def test_values_of_several_kinds_are_texts_in_parquet(values, tmp_path):
+    """A column there is of one kind."""
+    pandas, _ = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+
+    def any_network(value):
+        return network()
+
+    study = kohort.Study(tmp_path / "a", any_network, {"value": values}, 1)
+    study.run(X, Y, verbose=0)
+    study.to_parquet(tmp_path / "a.parquet")
+    written = pandas.read_parquet(tmp_path / "a.parquet")["value"]
+    is_mixed = values in MIXED[:2] + MIXED[3:4]
+    for value, read in zip(study.to_pandas()["value"], written, strict=True):
+        if value is None:
+            assert pandas.isna(read)
+        else:
+            assert read == str(value) if is_mixed else np.array_equal(read, value)
 
 
 def test_curves_of_all_trials_take_no_more_memory_than_is_in_proportion(tmp_path, monkeypatch):

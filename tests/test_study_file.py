@@ -171,6 +171,18 @@ def test_a_file_that_is_none(folder):
         (XOR + "[grid]\nhidden = 3\n", "`grid` must hold at least one value for each parameter, in a list"),
         ("seeds = 0\n" + XOR, "`seeds` must be a number of members from 1"),
         ("epochs = 0\n" + XOR, "`epochs` must be an integer of at least 1"),
+        (
+            XOR + "[network]\nlearning_rate = 0\n",
+            "`learning_rate` must be a number above 0. Received: learning_rate=0.",
+        ),
+        (XOR + "[grid]\ndropout = [2.0]\n", "`dropout` must be a number from 0 to below 1. Received: dropout=2.0."),
+        *[
+            (
+                f'[data]\nproblem = "moons"\n{name} = {value}\n',
+                f"`[data]` must hold arguments that the problem moons can be made with. Received: {name}={value}, of",
+            )
+            for name, value in (("n_samples", 0), ("n_samples", "'x'"), ("noise", -1), ("random_state", 1.5))
+        ],
         (XOR + '[network]\nactivation = "rely"\n', "`activation` must be one of Keras's"),
         (XOR + "[solved]\nlos = 1\n", "better: loss, accuracy. Received: 'los'. Write 'loss'."),
         (XOR + "[solved]\nval_loss = 1\n", "better: loss, accuracy. Received: 'val_loss'."),

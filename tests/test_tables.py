@@ -74,6 +74,7 @@ def test_parquet_is_read_alike(file, tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("a,b\n1,2\n3\n", r"with 1 values in line 3, where the head has 2\. Mend that line"),
+        (",a\n0,2\n", r"with column 1 without a name\. Name it, or leave it out: pandas writes none with"),
         ("a,a\n1,2\n", r"with two columns named 'a'\. Rename"),
         ("a,b\n", r"with no rows\."),
         ("", r"with no rows\."),

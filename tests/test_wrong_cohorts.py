@@ -52,7 +52,7 @@ SEEDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["a.keras", "a.h5"])
+@pytest.mark.parametrize("name", ["a.keras", "a.H5"])
 def test_a_cohort_is_not_saved_as_if_it_were_one_network(name, trained_cohort, tmp_path):
     with refused(ValueError, rf"`path` must not end in \.\w+, .* Received: path='.*/{name}'\. Pass", trained_cohort):
         trained_cohort.save(tmp_path / name)

@@ -210,7 +210,7 @@ def test_members_do_not_end_before_an_epoch_that_others_have_reached(tmp_path):
     with refused(ValueError, message):
         study_of(tmp_path, {"hidden": [3]}, 4).halve(X, Y, epochs=3, rungs=2, verbose=0)
     study_of(tmp_path, {"hidden": [3]}, 4).halve(X, Y, epochs=9, rungs=2, verbose=0)
-    assert [len(trial.history.epoch) for trial in kohort.open(study.path).trials] == [5, 9]
+    assert [len(trial.history.epoch) for trial in kohort.open(study.path).trials] == [5, 9]  # and no trial without any
 
 
 def test_a_network_function_that_fails_says_for_which_trial(tmp_path):

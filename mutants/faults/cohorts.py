@@ -310,8 +310,8 @@ FAULTS = [
     Fault(
         "no-shorter-calls-before-memory-is-refused",
         "kohort/choice.py",
-        "            if lot.capacity > 1:\n                return 0\n",
-        "",
+        "        if min(fitting, block.width - 1) < step and lot.capacity > 1:",
+        "        if False:",
         ("tests/test_choice.py::test_so_much_memory_as_is_said_to_be_needed_is_enough",),
     ),
     Fault(

@@ -79,8 +79,8 @@ FAULTS = [
     Fault(
         "members-of-a-study-end-at-different-epochs",
         "kohort/plans.py",
-        "    if epochs < reached:",
-        "    if False:",
+        "    if epochs >= reached:",
+        "    if True:",
         ("tests/test_wrong_studies.py::test_members_do_not_end_before_an_epoch_that_others_have_reached",),
     ),
     Fault(
