@@ -315,6 +315,13 @@ FAULTS = [
         ("tests/test_choice.py::test_so_much_memory_as_is_said_to_be_needed_is_enough",),
     ),
     Fault(
+        "host-devices-are-measured-with-blocks-that-they-cannot-share",
+        "kohort/choice.py",
+        "        is_shared = width % len(jax.local_devices()) == 0",
+        "        is_shared = True",
+        ("tests/test_mapping.py::test_members_are_spread_over_devices",),
+    ),
+    Fault(
         "host-devices-are-not-measured",
         "kohort/choice.py",
         '(*over_threads, "sharded") if has_several else over_threads',

@@ -35,6 +35,20 @@ FAULTS = [
         ("tests/test_store.py::test_a_journal_that_names_another_file_is_refused",),
     ),
     Fault(
+        "journal-of-a-huge-index-followed",
+        "kohort/store.py",
+        "pages * (size or MOST_PAGE_BYTES) > MOST_INDEX_BYTES",
+        "pages > MOST_INDEX_BYTES",
+        ("tests/test_strangers.py::test_a_journal_that_would_make_the_index_huge_is_refused",),
+    ),
+    Fault(
+        "what-a-stranger-says-is-believed",
+        "kohort/store.py",
+        "wrong = [name for name, kind in SAID.items() if not isinstance(about.get(name, kind()), kind)]",
+        "wrong = [name for name in SAID if not name]",
+        ("tests/test_strangers.py::test_what_a_stranger_says_of_a_block_is_of_its_form",),
+    ),
+    Fault(
         "links-followed",
         "kohort/store.py",
         "if (self.folder / name).is_symlink():",
