@@ -435,6 +435,8 @@ trained once before it is timed); they take turns, {rounds} rounds. A ratio is f
 the median, the lowest and the highest. Networks per second are trainings to the epochs of the case; where fewer epochs
 were timed, the time counts per epoch. `Cohort.fit` is timed with the initialisation of its members, `model.fit`
 without; `clone_model, compile, model.fit` is the loop over seeds that a user would write, its compilations included.
+What is no ratio depends on the machine of the day: one trained 236 networks of moons 2-32-32-1 a second by commit
+754ef7a, and another of the same description 142 to 159 by 17a4a12, of which the programs are the same.
 First fits, with what XLA takes to compile (or to load what an earlier process compiled), are those in new processes:
 {starts} of each, the median counts.
 """
