@@ -1,13 +1,19 @@
 """A study from elsewhere: what its sums do not tell apart from one of ours is still not believed."""
 
+import copy
 import json
 
+import keras
 import numpy as np
 import pytest
+from keras.src.backend.common import global_state
 from refusals import refused
+from test_saving import HARMFUL, layer
 from test_store import edit, ragged, study
+from test_study import trained
 
-from kohort import store
+import kohort
+from kohort import files, store
 from kohort.blocks import history_of
 from kohort.files import Contents
 
@@ -58,3 +64,32 @@ def test_a_block_without_what_every_block_has_is_refused(lost, shape):
         arrays[lost] = np.zeros(shape, int)
     with refused(ValueError, r"`path` must be a study whose blocks go on where others end\."):
         history_of(rows[:1], lambda row: Contents({}, arrays))
+
+
+RUNS_CODE = {
+    **{name: {"kernel_initializer": {"registered_name": None, **harmful}} for name, harmful in HARMFUL.items()},
+    "a layer that calls a lambda": {"class_name": "Lambda", "config": {"function": HARMFUL["a lambda"]}},
+    "a layer that calls what a folder holds": {"class_name": "TFSMLayer", "config": {"filepath": "elsewhere"}},
+}
+
+
+@pytest.mark.parametrize("name", RUNS_CODE)
+def test_a_cohort_of_a_study_is_of_parts_that_were_checked(name, tmp_path):
+    """Its tables can be read; its networks are not built, also where somebody has turned Keras's safe mode off."""
+    own = trained(tmp_path, {"hidden": [2]}, 2, epochs=1)
+    [block] = own.store.records().blocks
+    kept = files.read(own.store.file(block), "block", 1)
+    about = copy.deepcopy(kept.about)
+    if "class_name" in RUNS_CODE[name]:
+        layer(about).update(module="keras.layers", registered_name=None, **RUNS_CODE[name])
+    else:
+        layer(about)["config"].update(RUNS_CODE[name])
+    files.write(own.store.file(block), "block", 1, Contents(about, kept.arrays))
+    keras.config.enable_unsafe_deserialization()
+    try:
+        study = kohort.open(own.path)
+        assert study.table()["seeds"].tolist() == [2]
+        with refused(ValueError, r"`path` must be a file of which this process can make the cohort again\."):
+            study.trials[0].cohort()
+    finally:
+        global_state.set_global_attribute("safe_mode_saving", None)
