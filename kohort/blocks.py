@@ -83,7 +83,7 @@ def _check_follows(block: BlockRow, arrays: Mapping[str, np.ndarray], seen: int)
     """Raises unless a block goes on where another ended: one from elsewhere may claim any number of epochs."""
     numbers, stopped = (arrays.get(name, np.empty(())) for name in ("epoch", "stopped_epoch"))
     shape = len(block.seeds), numbers.size
-    is_right = "seeds" in arrays and (*stopped.shape, *numbers.shape) == shape
+    is_right = "seeds" in arrays and (*np.shape(stopped), *numbers.shape) == shape
     is_right = is_right and block.first_epoch <= seen and 0 < shape[1] <= block.epochs - block.first_epoch
     is_right = is_right and np.array_equal(numbers, block.first_epoch + np.arange(len(numbers)))
     is_right = is_right and arrays["seeds"].tolist() == list(block.seeds)

@@ -162,8 +162,7 @@ class Choice:
                 "`memory` must have room for all members' states and the training of "
                 f"{'one' if narrow[-1] == 1 else narrow[-1]} on each core. "
                 f"Received: {received('memory', self._members.settings.memory)}, where {shown(limit)} may be used and "
-                f"about {shown(least)} are needed. Give `kohort.Cohort` a larger `memory` or fewer seeds, or `fit` a "
-                "smaller `batch_size`."
+                f"about {shown(least)} are needed. Give `kohort.Cohort` so much `memory`, or fewer seeds."
             )
         width = fitting // step * step or next((few for few in narrow if few <= fitting), narrow[-1])
         return min(width, block.width - 1)

@@ -184,6 +184,7 @@ def optuna(
         )
     check_integer("trials", trials, 1)
     check_integer("batch", batch, 1)
+    _check_by(search, by, arguments)
     _check_distributions(package, distributions)
     own_seeds = set(check_seeds(seeds))
     begun = _begun(path, distributions)
@@ -209,6 +210,21 @@ def optuna(
             _end(package, search, asked, path, own_seeds, by)
         done += len(asked)
     return study or Study(path, network, [trial.parameters for trial in StoredStudy(path).trials], seeds)
+
+
+def _check_by(search: Any, by: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises for what is known to be wrong before any model is there."""
+    if by in ("loss", "val_loss") and search.direction.name == "MAXIMIZE":
+        raise ValueError(
+            f"`by` must be a metric of which more is better, as the search goes. Received: {received('by', by)}. "
+            'Name such a metric of your models, or make the search with `direction="minimize"`.'
+        )
+    is_validated = arguments.get("validation_split") or arguments.get("validation_data") is not None
+    if isinstance(by, str) and by.startswith("val_") and not is_validated:
+        raise ValueError(
+            f"`by` must be a metric that is recorded. Received: {received('by', by)}, where nothing validates. "
+            "Pass `validation_split` or `validation_data`, or a metric of the training."
+        )
 
 
 def _check_distributions(package: Any, distributions: Any) -> None:

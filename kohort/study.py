@@ -22,7 +22,7 @@ from kohort.keras_parts import fresh_names
 from kohort.membership import check_cloneable, check_compilable, check_exact, check_seeds
 from kohort.plans import Fit
 from kohort.runs import Run, Wanted
-from kohort.store import TrialRow, canonical
+from kohort.store import Records, TrialRow, canonical
 from kohort.template import preserved_generators
 from kohort.trials import StoredStudy, Trial, having
 from kohort.variants import Group
@@ -116,6 +116,14 @@ class Study(StoredStudy):
             if having([trial], {name: defaults.get(name, ...) for name in trial.parameters} | parameters)
         ]
         return usual[0] if len(usual) == 1 else super().trial(**parameters)
+
+    def _records(self) -> Records:
+        if not self.store.exists:
+            raise RuntimeError(
+                f"`study` must be run before it is asked. Received: a study at {self.path!r} that is not begun. "
+                "Call `study.run(x, y, epochs=...)` first."
+            )
+        return super()._records()
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -238,10 +238,15 @@ def test_wrong_searches_are_refused(optuna, tmp_path):
         ):
             kohort.search.optuna(own, tmp_path / "b", network, distributions, X, Y, trials=1)
     upward = optuna.create_study(direction="maximize")
-    with pytest.raises(
-        ValueError, match=r"`by` must be a metric of which more is better, .*: \(none\)\. Received: by='l"
+    with refused(
+        ValueError, r"`by` must be a metric of which more is better, as the search goes\. Received: by='loss'"
     ):
-        searched(optuna, tmp_path / "a", upward, 1)
+        searched(optuna, tmp_path / "b", upward, 1)
+    with refused(
+        ValueError, r"`by` must be a metric that is recorded\. Received: by='val_loss', where nothing validates"
+    ):
+        searched(optuna, tmp_path / "b", own, 1, by="val_loss")
+    assert not (tmp_path / "b").exists()  # before anything is trained
 
 
 # --- other tools ------------------------------------------------------------------------------------------------------

@@ -149,9 +149,6 @@ def test_extend_comes_after_run(tmp_path):
 
 def test_questions_that_have_no_answer(tmp_path):
     study = study_of(tmp_path, {"hidden": [2, 3]}, 2)
-    with pytest.raises(FileNotFoundError, match=r"`path` must be a study\. .*, where there is none"):
-        study.trials  # noqa: B018
-    assert repr(study).endswith("not begun)")
     assert "not begun" in study._repr_html_()
     study.run(X, Y, verbose=0)
     with pytest.raises(
@@ -219,6 +216,16 @@ def test_a_network_function_that_fails_says_for_which_trial(tmp_path):
         study.run(X, Y, verbose=0)
     assert caught.value.__notes__ == ["`network` raised this for hidden=2, activation='nonsense'."]
     assert not (tmp_path / "a.kohort").exists()
+
+
+def test_a_study_that_was_not_run_says_so(tmp_path):
+    study = study_of(tmp_path, {"hidden": [2]}, 4)
+    for ask in (study.table, study.trial, study.to_pandas, lambda: study.trials, lambda: study.compare({}, {})):
+        with refused(
+            RuntimeError, r"`study` must be run before it is asked\. Received: a study at '.*' that is not begun"
+        ):
+            ask()
+    assert repr(study).endswith("not begun)")
 
 
 def test_a_study_that_is_opened_to_be_read_is_not_trained(tmp_path):
