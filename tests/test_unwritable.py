@@ -46,29 +46,6 @@ def permissions():
 
 # --- folders that may not be written ----------------------------------------------------------------------------------
 
-
-def test_a_disk_that_is_full_in_a_run_keeps_what_is_finished(tmp_path, monkeypatch):
-    """The third file has no room; once there is some, the run goes on."""
-    real, written = files.put, []
-
-    def put(target, pieces):
-        if len(written) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(target, pieces)
-        written.append(target)
-
-    study = study_of(tmp_path, {"hidden": [2]}, 8)
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "put", put)
-        with pytest.raises(OSError, match="No space left") as caught:
-            study.run(X, Y, epochs=3, block_size=2, verbose=0)
-    assert caught.value.errno == errno.ENOSPC
-    assert [len(trial) for trial in kohort.open(study.path).trials] == [4]
-    study.run(X, Y, epochs=3, block_size=2, verbose=0)
-    assert [len(trial) for trial in kohort.open(study.path).trials] == [8]
-    assert len(list((tmp_path / "a.kohort" / "blocks").iterdir())) == 4
-
-
 PLACE = r"`path` must be a place that can be read and written\. Received: path='.*a\.kohort' \(Permission denied\)"
 BLOCKS = r"`path` must be a place that can be written\. Received: path='.*/blocks/.*' \(Permission denied\)"
 
@@ -247,6 +224,28 @@ def test_where_the_demo_cannot_put_its_pictures_nothing_is_trained(folder, messa
 
 
 # --- disks that may not be written, or are full -----------------------------------------------------------------------
+
+
+def test_a_disk_that_is_full_in_a_run_keeps_what_is_finished(tmp_path, monkeypatch):
+    """The third file has no room; once there is some, the run goes on."""
+    real, written = files.put, []
+
+    def put(target, pieces):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(target, pieces)
+        written.append(target)
+
+    study = study_of(tmp_path, {"hidden": [2]}, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "put", put)
+        with pytest.raises(OSError, match="No space left") as caught:
+            study.run(X, Y, epochs=3, block_size=2, verbose=0)
+    assert caught.value.errno == errno.ENOSPC
+    assert [len(trial) for trial in kohort.open(study.path).trials] == [4]
+    study.run(X, Y, epochs=3, block_size=2, verbose=0)
+    assert [len(trial) for trial in kohort.open(study.path).trials] == [8]
+    assert len(list((tmp_path / "a.kohort" / "blocks").iterdir())) == 4
 
 
 def test_a_read_only_index(study, monkeypatch):
