@@ -214,7 +214,7 @@ def test_studies_that_have_no_rates(trained, tmp_path):
         plot.success(trained, auc=0.9)
     with pytest.raises(ValueError, match=r"`study` must be one whose networks have parameters\. .*success_rate"):
         plot.success(Study({}), loss=0.5)
-    with pytest.raises(FileNotFoundError, match=r"`path` must be a study\. .*, where there is none"):
+    with pytest.raises(RuntimeError, match=r"`study` must be run before it is asked\. .* Call `study\.run\(x, y, ep"):
         plot.success(kohort.Study(tmp_path / "b", made, {"hidden": [2]}, seeds=2), loss=0.5)
     begun = Study({"hidden": WIDTHS}, members=0)
     with pytest.raises(
