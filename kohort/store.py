@@ -6,6 +6,7 @@ their places before. The room exists so that whoever is killed loses the running
 nothing damaged, and nothing that a stranger wrote, is read as a result.
 """
 
+import collections
 import contextlib
 import errno
 import functools
@@ -16,7 +17,7 @@ import re
 import socket
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -358,7 +359,9 @@ class Writer:
     def __init__(self, store: Store, connection: sqlite3.Connection, records: Records) -> None:
         """Writes nothing yet."""
         self.store, self.records, self._connection = store, records, connection
-        self._there = {member for block in records.blocks for member in _members(block)}
+        # What can be in a store once only: of each trial and first epoch, the seeds.
+        self._there: dict[tuple[int, int], set[int]] = collections.defaultdict(set)
+        self._note(records.blocks)
 
     def declare(self, about: dict, trials: Sequence[tuple[dict, dict]]) -> None:
         """Notes what all trials share, if nobody has yet, and the trials that are not there yet.
@@ -392,8 +395,8 @@ class Writer:
             OSError: If the disk is full or the place cannot be written; what is there stays as it is.
         """
         blocks = [block._replace(file=self._name(block)) for block, _ in finished]
-        members = [member for block in blocks for member in _members(block)]
-        if len(set(members)) < len(members) or not self._there.isdisjoint(members):
+        members = [(block.trial, block.first_epoch, seed) for block in blocks for seed in block.seeds]
+        if len(set(members)) < len(members) or any(seed in self._there[trial, at] for trial, at, seed in members):
             trials = sorted({block.trial for block in blocks})
             raise RuntimeError(f"A member of the trials {trials} is in the store already, and nothing is there twice.")
         for block, (_, contents) in zip(blocks, finished, strict=True):
@@ -404,8 +407,12 @@ class Writer:
             marks = ", ".join("?" * len(BlockRow._fields))
             self._connection.executemany(f"INSERT INTO block ({', '.join(BlockRow._fields)}) VALUES ({marks})", rows)
         self.records.blocks.extend(blocks)
-        self._there.update(members)
+        self._note(blocks)
         return blocks
+
+    def _note(self, blocks: Iterable[BlockRow]) -> None:
+        for block in blocks:
+            self._there[block.trial, block.first_epoch].update(block.seeds)
 
     def _name(self, block: BlockRow) -> str:
         trial = self.records.trials[block.trial]
@@ -459,11 +466,6 @@ def added(total: str, rows: Sequence[tuple]) -> str:
 def canonical(value: Any) -> str:
     """Returns values of JSON as one text, the same for equal ones."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _members(block: BlockRow) -> set[tuple[int, int, int]]:
-    """Returns what can be in a store once only."""
-    return {(block.trial, block.first_epoch, seed) for seed in block.seeds}
 
 
 def _a(kind: type, text: Any) -> Any:

@@ -58,8 +58,8 @@ FAULTS = [
     Fault(
         "block-committed-twice",
         "kohort/store.py",
-        "if len(set(members)) < len(members) or not self._there.isdisjoint(members):",
-        "if self._there.issuperset(members):",
+        "if len(set(members)) < len(members) or any(seed in self._there[trial, at] for trial, at, seed in members):",
+        "if all(seed in self._there[trial, at] for trial, at, seed in members):",
         ("tests/test_store.py::test_nothing_is_there_twice",),
     ),
     Fault(
