@@ -5,8 +5,10 @@ store is not trained again. The room exists because the questions that people as
 which activation? another layer?) are questions of counts, and because hours of training must outlive the process.
 """
 
+import gc
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -329,11 +331,12 @@ class Study(StoredStudy):
     def _groups(self, asked: list[dict], fit: Fit) -> list[Group]:
         """Returns the groups of all known trials, once the models of those that are asked for are built and checked."""
         models = dict(self._models)
-        for parameters in asked:
-            key = canonical(parameters)
-            if key not in self._known:
-                model = self._built(parameters, fit)
-                models[key], self._known[key] = model, (parameters, variants.description_of(model))
+        with _garbage_of_before_left():
+            for parameters in asked:
+                key = canonical(parameters)
+                if key not in self._known:
+                    model = self._built(parameters, fit)
+                    models[key], self._known[key] = model, (parameters, variants.description_of(model))
         places = range(len(self._known))
         descriptions = [description for _, description in self._known.values()]
         groups = variants.grouped(places, [models.get(key) for key in self._known], descriptions)
@@ -372,6 +375,22 @@ class Study(StoredStudy):
         check_beside_folds(None, None, fit.bootstrap, fit.validation_data, fit.recipe)
         check_cohort_callbacks(fit.callbacks, model)
         return model
+
+
+@contextmanager
+def _garbage_of_before_left() -> Iterator[None]:
+    """Exempts from garbage collection what there is already, all of JAX and Keras: to look at that takes 0.3 s a time.
+
+    To build a hundred models takes a second, and makes enough objects for one or two such looks.
+    """
+    if gc.get_freeze_count():  # somebody does so already, and would lose it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 # What `halve` does not take of the arguments of `run`: why, and what to do.

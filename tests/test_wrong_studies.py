@@ -1,5 +1,6 @@
 """P7: what is wrong with a study, a run of it, or a question to it, is said at once."""
 
+import gc
 import select
 import time
 
@@ -286,3 +287,21 @@ def test_two_processes_on_one_study(tmp_path):
     killed_study.run(killed_study.study_at(path))
     assert [len(trial) for trial in kohort.open(path).trials] == [24, 24, 24]
     np.testing.assert_array_equal(kohort.open(path).trials[0].history["loss"], before)
+
+
+@pytest.mark.parametrize("frozen_before", [False, True])
+def test_the_garbage_collector_is_left_as_it_was(tmp_path, monkeypatch, frozen_before):
+    """While models are built it looks at nothing older, unless somebody saw to that before; also after an error."""
+    calls, frozen = [], [int(frozen_before)]
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: frozen[0])
+    monkeypatch.setattr(gc, "freeze", lambda: (calls.append("freeze"), frozen.__setitem__(0, 1)))
+    monkeypatch.setattr(gc, "unfreeze", lambda: (calls.append("unfreeze"), frozen.__setitem__(0, 0)))
+
+    def failing(hidden):
+        calls.append("network")
+        raise RuntimeError("not today")
+
+    study = kohort.Study(tmp_path / "a", failing, {"hidden": [2]}, 2)
+    with pytest.raises(RuntimeError, match="not today"):
+        study.run(X, Y, verbose=0)
+    assert calls == (["network"] if frozen_before else ["freeze", "network", "unfreeze"])
