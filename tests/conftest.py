@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import zlib
+from collections import Counter
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
@@ -34,14 +35,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns 
 pytest.register_assert_rewrite("oracle")  # so that its assertions, too, show what differs
 
 
+FAST_OF_MANY = 8  # the first case is fast, and every eighth; a case that is asked for by its name is the first
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--part", metavar="K/N", default="1/1", help="of the slow tests about every N-th, the K-th of them"
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the slow tests of other parts. By their names: a new test moves no other to another part."""
+    """Makes most cases of what has many slow; leaves out the slow tests of other parts.
+
+    Parts go by names, so that a new test moves no other to another part.
+    """
+    seen = Counter()
+    for item in items:
+        if item.get_closest_marker("many"):
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % FAST_OF_MANY:
+                item.add_marker("slow")
+            seen[name] += 1
     part, parts = map(int, config.getoption("--part").split("/"))
     others = [
         item

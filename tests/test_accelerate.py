@@ -370,6 +370,7 @@ def test_kohort_fit_falls_back_past_the_switch():
     assert kohort.report().calls == 1
 
 
+@pytest.mark.slow
 def test_ever_new_shapes_are_left_to_keras():
     model = build()
     with kohort.install(), warnings.catch_warnings(record=True) as caught:

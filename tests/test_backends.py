@@ -45,6 +45,7 @@ def as_numbers(arrays):
     return {n: a.astype("float64") for n, a in arrays.items() if n != "history"} | {"epoch": history[0]}, history[1]
 
 
+@pytest.mark.many
 @each_backend
 @pytest.mark.parametrize("case", CASES)
 def test_it_ends_as_keras_leaves_it_on_jax(backend, case, tmp_path):
@@ -62,6 +63,7 @@ def test_it_ends_as_keras_leaves_it_on_jax(backend, case, tmp_path):
     assert differences(as_numbers(theirs), as_numbers(arrays(tmp_path / "after.npz"))) == []
 
 
+@pytest.mark.slow
 @each_backend
 def test_each_optimizer_ends_as_keras_leaves_it_on_jax(backend, tmp_path):
     python(backend, TESTS / "in_backend.py", "optimizers", tmp_path)

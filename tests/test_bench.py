@@ -98,6 +98,7 @@ def test_a_race_writes_times_and_losses(bench):
     assert bench.timing(bench.XOR, racer)[2:] == ("3,000", "2,000", "1,000 – 3,000", "0.167", "0.123456789", "–")
 
 
+@pytest.mark.slow
 def test_quick_counts_compilations_and_writes_them(tmp_path):
     text, progress = run("compilations", tmp_path / "results.md")
     rows = cells(text, FIGURES)

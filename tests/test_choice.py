@@ -108,6 +108,7 @@ def test_blocks_keep_to_the_memory_that_they_may_take(monkeypatch):
     assert 2 * (states + trained.generators.states.nbytes) + metrics + cores * working <= limit
 
 
+@pytest.mark.slow
 def test_where_nothing_is_said_half_of_what_is_free_may_be_taken(monkeypatch):
     monkeypatch.setattr(choice, "free_memory", lambda: 2_000_000)
     assert choice.memory_limit(5_000) == 5_000
@@ -124,6 +125,7 @@ def test_a_device_with_memory_of_its_own_has_no_more(monkeypatch):
     assert free_memory() == 4 * 2**20
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [False, True])
 def test_no_room_for_one_member_loses_nothing(exact):
     cohort = kohort.Cohort(network(), 3, memory="3kB", exact=exact)
@@ -140,6 +142,7 @@ def test_no_room_for_one_member_loses_nothing(exact):
     np.testing.assert_array_equal(roomy.predict(X), before)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("members", "options"), [(3, {"exact": True}), (3, {}), (40, {}), (20, {"mapping": "loop"})])
 def test_so_much_memory_as_is_said_to_be_needed_is_enough(members, options):
     def fit(memory):
@@ -258,6 +261,7 @@ def test_a_mapping_that_was_set_is_not_measured(monkeypatch, noted):
     assert not noted
 
 
+@pytest.mark.slow
 def test_what_a_failed_fit_would_have_held_out_is_not_asked(monkeypatch):
     cohort = kohort.Cohort(network(), 3)
     cohort.fit(X, Y, folds=2, verbose=0)

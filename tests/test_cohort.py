@@ -103,6 +103,7 @@ def values(model):
 FIT = {"epochs": 3, "batch_size": 16}
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", MODELS)
 def test_initial_state_is_bit_for_bit_keras(name):
     model = build(name)
@@ -115,6 +116,7 @@ def test_initial_state_is_bit_for_bit_keras(name):
         assert differences(initial, ours) == [], seed
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", MODELS)
 def test_exact_member_is_bit_for_bit_keras(name):
     model = build(name)
@@ -129,6 +131,7 @@ def test_exact_member_is_bit_for_bit_keras(name):
             np.testing.assert_array_equal(np.float32(column), history[metric][i])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", MODELS)
 def test_member_is_keras_to_rounding(name):
     model = build(name)
@@ -152,6 +155,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_arguments_of_fit_and_a_second_fit(arguments):
     model = build("batch-norm-dropout")

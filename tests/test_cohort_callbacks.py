@@ -115,6 +115,7 @@ CASES = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_exact_members_are_guided_as_by_keras_bit_for_bit(case, monkeypatch):

@@ -116,6 +116,7 @@ def pids(log):
 # --- the same rows ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_rows_are_those_of_this_process(exact, tmp_path, cluster):
     """Arrays to the bit, and all that is told of them; also of members that go on from where they were left."""
@@ -150,6 +151,7 @@ def test_a_killed_worker_costs_its_block_alone(tmp_path, cluster):
     wait_for_end(*pids(log))
 
 
+@pytest.mark.slow
 def test_a_task_whose_workers_always_die_is_named(tmp_path, cluster):
     def dying(begun):
         if begun > 1:

@@ -66,6 +66,7 @@ AVERAGED = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", AVERAGED)
 def test_outputs_are_averaged(name):
     build, y = AVERAGED[name]
@@ -84,6 +85,7 @@ def test_fewer_than_ten_members_are_all_in_an_ensemble():
     np.testing.assert_array_equal(cohort.ensemble().predict(X, verbose=0), cohort.ensemble(4).predict(X, verbose=0))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", SIGMOID)
 def test_of_logits_the_probabilities_are_averaged(name):
     cohort = cohort_of(network(loss=SIGMOID[name]))
@@ -121,6 +123,7 @@ def test_logits_stay_finite_and_right_where_probabilities_round_to_one():
     np.testing.assert_allclose(cohort.ensemble(top=3).predict(far, verbose=0), [[60], [-60], [30]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_is_scored_as_a_member_is():
     metrics = ["accuracy", keras.metrics.AUC(from_logits=True), keras.metrics.BinaryAccuracy(name="at0", threshold=0.0)]
     cohort = cohort_of(network(loss=keras.losses.BinaryCrossentropy(from_logits=True), metrics=metrics))
@@ -148,6 +151,7 @@ def test_the_best_members_are_taken():
     np.testing.assert_array_equal(cohort.ensemble(1, by="mae")(X), cohort.best("mae")(X))
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs():
     a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b", dtype="int32")
     joined = layers.Concatenate()([a, layers.Embedding(5, 2)(b)[:, 0]])

@@ -414,6 +414,7 @@ EPOCH_CALLBACKS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", EPOCH_CALLBACKS)
 def test_callbacks_at_epochs_run_compiled(name, monkeypatch):
     """With the same numbers, also in a second fit that goes on from there."""
@@ -450,6 +451,7 @@ def test_a_log_of_epochs(tmp_path):
     assert (tmp_path / "keras.csv").read_text() == (tmp_path / "kohort.csv").read_text()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("options", [{"batch_size": 64}, {"shuffle": False}, {"steps_per_epoch": 2}])
 @pytest.mark.parametrize("steps_per_execution", [1, 2])
 def test_stopped_before_an_epoch_with_other_batches(options, steps_per_execution):

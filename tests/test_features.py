@@ -50,6 +50,7 @@ RATES = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", RATES)
 def test_learning_rate_schedule(name):
     assert_same_fit(compiled(dense, lambda: optimizers.SGD(RATES[name]())), FIT)
@@ -69,6 +70,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_option(name):
     fits = [FIT] if "ema" in name else [FIT, FIT]  # Keras itself fails in a second fit after EMA, see below
@@ -85,6 +87,7 @@ def test_a_second_fit_with_ema(callbacks):
     assert np.isfinite(twice.history["loss"]).all()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy):
     def make():

@@ -71,6 +71,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer(name):
     assert_same_fit(compiled(dense, OPTIMIZERS[name]), BASE)
@@ -91,6 +92,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss(name):
     activation, units, y = LOSSES[name]
@@ -114,6 +116,7 @@ METRICS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", METRICS)
 def test_metric(name):
     build = compiled(dense, metrics=METRICS[name], weighted_metrics=["mae"])
@@ -132,6 +135,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_layer(name, shuffle):
@@ -199,6 +203,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_argument(name):
     make = lambda: dense(layers.Dense(8, "relu"), layers.Dropout(0.2))  # noqa: E731
@@ -212,6 +217,7 @@ def test_steps_per_execution(steps_per_execution):
     assert_same_fit(build, BASE | {"steps_per_epoch": 3, "validation_split": 0.2})
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("rows", range(1, 9))
 def test_small_data_keep_the_batch_order(rows):
     build = compiled(lambda: dense(shape=(2,)), loss="mse")
@@ -239,6 +245,7 @@ def test_a_validation_of_one_batch_rounds_as_keras_does():
     assert_same_fit(build, {"x": x, "y": y, "batch_size": 20, "epochs": 80} | validation)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("width", [2, 3, 4, 8])
 def test_the_network_of_the_course(width):
     x, y = kohort.data.xor()
@@ -255,6 +262,7 @@ FORMS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", FORMS)
 def test_form_of_the_data(name):
     x, y = FORMS[name]

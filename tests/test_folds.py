@@ -70,6 +70,7 @@ FOLDS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", FOLDS)
 def test_exact_member_is_bit_for_bit_keras_on_its_rows(name):
     folds, options, same = FOLDS[name]
@@ -97,6 +98,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", ARGUMENTS)
 @pytest.mark.filterwarnings("ignore:.*ran out of data")
 def test_arguments_of_fit_and_a_second_fit(name):
@@ -110,6 +112,7 @@ def test_arguments_of_fit_and_a_second_fit(name):
         assert_member_is(cohort, fold, *keras_run(model, 3, own, own))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("folds", [5, 4])
 def test_member_is_keras_to_rounding(folds):
     """Of 43 rows five folds are of two sizes, and so are four."""
@@ -190,6 +193,7 @@ def test_bootstrap_is_keras_on_rows_drawn_by_the_seed():
         np.testing.assert_allclose(held_out[index, ~seen], theirs.predict(X[~seen], verbose=0), rtol=1e-6)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("folds", [None, 2])
 @pytest.mark.parametrize("exact", [True, False])
 def test_each_member_with_weights_of_its_own(folds, exact):
@@ -209,6 +213,7 @@ def test_each_member_with_weights_of_its_own(folds, exact):
             np.testing.assert_allclose(logs["loss"], cohort.history["loss"][index], rtol=1e-5)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "fits",
     [
@@ -334,6 +339,7 @@ def test_wrong_folds(name):
         cohort.fit(X, Y, verbose=0, **arguments)
 
 
+@pytest.mark.slow
 def test_other_folds_than_those_of_the_first_fit():
     cohort, plain = kohort.Cohort(build(), 2), kohort.Cohort(build(), 2)
     cohort.fit(X, Y, verbose=0, folds=5)

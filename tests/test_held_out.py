@@ -62,6 +62,7 @@ def by_keras(target, seed, training, held):
     return outputs if outputs.shape[1] > 1 else np.concatenate([1 - outputs, outputs], axis=1)
 
 
+@pytest.mark.many
 def test_the_oracle_is_plain_keras(told):
     target, splits, ours = told
     for k, seed in ((0, 3), (2, 8)):

@@ -64,6 +64,7 @@ def assert_member_is(cohort, index, model, history):
         assert np.isnan(own[len(column) :]).all()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("callbacks", [stops, scheduled])
 def test_exact_members_of_folds_are_guided_as_by_keras(callbacks):
     """Of 43 rows three folds are of two sizes."""
@@ -79,6 +80,7 @@ def test_exact_members_of_folds_are_guided_as_by_keras(callbacks):
         assert_member_is(cohort, index, *keras_run(cohort.seeds[index], fit, fit))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("callbacks", [stops, scheduled])
 def test_exact_members_that_vary_are_guided_as_by_keras(callbacks):
     """Where nothing is dropped, the network holds no state of dropout: weights have other places."""
@@ -99,6 +101,7 @@ TOGETHER = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", TOGETHER)
 def test_members_together_are_guided_as_those_alone(name):
     callbacks, vary, options = TOGETHER[name]
@@ -120,6 +123,7 @@ def grid():
     return cohort, cohort.fit(X, Y, verbose=0, folds=3, epochs=30, batch_size=16, callbacks=callbacks)
 
 
+@pytest.mark.slow
 def test_stopped_members_leave_the_lanes_of_their_lot_and_change_no_bit(monkeypatch):
     stayed, history = grid()
     moves = []
@@ -137,6 +141,7 @@ def test_stopped_members_leave_the_lanes_of_their_lot_and_change_no_bit(monkeypa
         assert differences(values(stayed.member(index=index)), values(moved.member(index=index))) == []
 
 
+@pytest.mark.slow
 def test_other_callbacks_see_the_members_of_all_folds():
     seen = []
     told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs))
@@ -178,6 +183,7 @@ def test_what_needs_seeds_that_name_members(swept):
         swept.compare(swept, loss=0.1)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("make", [stops, list, scheduled])
 def test_a_block_that_is_halved_trains_as_one_that_is_not(make, monkeypatch):
     monkeypatch.setattr(mapping.Form, "width", 8)

@@ -33,6 +33,7 @@ def of_one(block, member):
     return jax.tree.map(lambda a: a[member], block)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("middle", [[layers.Dense(4, "relu")], [layers.Dense(3, "tanh"), layers.Dropout(0.3)]])
@@ -57,6 +58,7 @@ def test_many_members_train_as_each_by_itself(middle, shuffle, kind):
         jax.tree.map(lambda e, f: np.testing.assert_allclose(e, f, rtol=1e-4, atol=1e-5), expected, found)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", ["vectorized", "loop"])
 def test_guided_members_stop_alike_in_all_mappings(kind):
     x, y = data.moons(60)

@@ -48,6 +48,7 @@ CALLS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", CALLS)
 def test_a_pass_gives_what_keras_gives_and_leaves_what_it_leaves(name, asked):
     keras.utils.set_random_seed(2)

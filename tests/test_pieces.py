@@ -82,6 +82,7 @@ MODELS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("name", "callbacks"),
     [

@@ -101,6 +101,7 @@ SLOW = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_compiled_they_round_as_operation_by_operation(name):
     fit_alike(*(CASES | SLOW)[name])
@@ -118,6 +119,7 @@ def test_attention():
     fit_alike(make, FIT | {"x": X.reshape(-1, 3, 2)})
 
 
+@pytest.mark.slow
 def test_members_are_trained_so_too():
     model = regression(dense(8, "tanh"))()
     cohort = kohort.Cohort(model, seeds=[3], exact=True)
@@ -135,6 +137,7 @@ def test_members_are_trained_so_too():
 # Compiled once, as long as nothing is set otherwise.
 
 
+@pytest.mark.slow
 def test_programs_last_as_long_as_the_settings():
     make = regression(dense(8, "relu"), functools.partial(layers.Dropout, 0.3, seed=1))
 

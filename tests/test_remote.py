@@ -56,10 +56,8 @@ def children():
 def held(pid):
     """Returns the numbers of the shared memory that a process has a descriptor of."""
     with contextlib.suppress(OSError):  # of one that is gone, or somebody else's
-        found = [
-            file.stat().st_ino for file in Path(f"/proc/{pid}/fd").iterdir() if "memfd:kohort" in os.readlink(file)
-        ]
-        return set(found)
+        files = Path(f"/proc/{pid}/fd").iterdir()
+        return {file.stat().st_ino for file in files if "memfd:kohort" in os.readlink(file)}
     return set()
 
 
@@ -113,6 +111,7 @@ def test_it_is_the_worker_that_trains():
     assert [str(remote.worker().process.pid)] == children()
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("make", "fits"),
     [
@@ -208,6 +207,7 @@ def test_a_second_fit_starts_and_compiles_nothing():
     assert (remote.worker().process.pid, remote.worker().compilations) == before
 
 
+@pytest.mark.slow
 def test_more_models_than_the_worker_keeps():
     models = [build() for _ in range(10)]
     for layer in (layer for i, model in enumerate(models) for layer in model.layers[:1] if i % 2):

@@ -98,11 +98,13 @@ def curves():
         yield values, generator.normal(size=(25, 2)).astype("float32"), k % 3
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("options", STOPS, ids=str)
 def test_early_stopping_decides_as_keras(options):
     compare(lambda: EarlyStopping(**{"monitor": "loss"} | options))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("options", REDUCTIONS, ids=str)
 def test_reduced_rates_are_keras_own(options):
     compare(lambda: ReduceLROnPlateau(**{"monitor": "loss"} | options))

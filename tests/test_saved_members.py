@@ -56,6 +56,7 @@ def left(cohort):
     return [arrays, trained.generators.states, dict(trained.history), trained.history.epoch, members.roster]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("rows", [{}, {"folds": 4}, {"bootstrap": True}], ids=["alone", "folds", "bootstrap"])
 @pytest.mark.parametrize("options", [{}, {"vary": RATES, "grid": True}], ids=["alike", "rates"])
 def test_five_epochs_and_five_more_are_ten(options, rows):
@@ -90,6 +91,7 @@ def test_the_history_tells_members_apart():
     np.testing.assert_array_equal(table.sort_index().loc[(3, 0.1, 2), "loss"], row)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("way", WAYS)
 def test_members_come_back_as_they_were_and_go_on(way, tmp_path):
     cohort = fitted(way)

@@ -90,6 +90,7 @@ def left(cohort):
     ]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(
     ("name", "fit"), [(name, "small") for name in MODELS] + [("dense", "whole"), ("dense", "steps")]
@@ -115,6 +116,7 @@ def test_a_fit_goes_on_where_it_stopped(name, fit, exact, tmp_path):
         assert differences(left(whole)[2:4], left(loaded)[2:4]) == []
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("options", [{"jit_compile": False}, {"run_eagerly": True}, {"steps_per_execution": 2}])
 def test_a_loaded_cohort_runs_its_steps_as_it_did(options, tmp_path):
     """Operation by operation, to the bit, where the model was compiled so; each member is a model compiled so, too."""

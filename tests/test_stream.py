@@ -98,6 +98,7 @@ STREAMS = {
 }  # fmt: skip
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_leaves_what_keras_leaves(name):
     """All bits of two fits, and each call of the data's methods, in their order."""

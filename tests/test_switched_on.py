@@ -256,6 +256,7 @@ def left(train, epochs=6, act=None, error=None):
     return outcome(model, model.history)
 
 
+@pytest.mark.many
 @pytest.mark.usefixtures("in_the_worker")
 @pytest.mark.parametrize("train", [by_kohort, switched_on])
 def test_ends_of_a_fit_with_callbacks_that_the_worker_trains(train):
@@ -363,6 +364,7 @@ def build_masked(mask=0.0):
     return model
 
 
+@pytest.mark.slow
 def test_masks_reach_the_loss():
     fit = {"x": SEQUENCES, "y": STEPS, "epochs": 3, "validation_split": 0.25}
     theirs, ours = (run(train, build_masked, 1, [fit]) for train in (by_keras, by_kohort))

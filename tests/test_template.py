@@ -56,6 +56,7 @@ def compiled_twice(model):
 RECIPES = [averaged, averaged_in_half_precision, without_decay_by_name, without_decay_by_variable, compiled_twice]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
 def test_members_follow_the_recipe_of_the_model(recipe, exact):

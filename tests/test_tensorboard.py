@@ -69,6 +69,7 @@ class Board:
             self.written.append((Path(self.writers[-1]).name, name, int(step), float(value)))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("update_freq", "fit", "options"),
     [

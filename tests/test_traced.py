@@ -104,6 +104,7 @@ def test_what_is_named_by_its_place_in_memory_is_not_kept(notes):
     assert notes == {}
 
 
+@pytest.mark.slow
 def test_a_step_that_was_traced_before_something_was_set_is_not_kept(tmp_path):
     """Steps are traced once, and new programs are made of them: by the name of what is set now, they would be wrong."""
     code = """
@@ -221,6 +222,7 @@ def test_what_has_no_configuration_tells_nothing():
     assert told(activation=functools.partial(keras.activations.elu, alpha=0.5)) is None
 
 
+@pytest.mark.slow
 def test_members_begin_with_the_learning_rate_of_their_own_process(tmp_path):
     def digest(rate, folder):
         code = COHORT.replace('"rmsprop"', f"keras.optimizers.RMSprop({rate})")

@@ -135,6 +135,7 @@ CALLBACKS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_a_callback(name, same):
     same(CALLBACKS[name], fits=2)
@@ -154,6 +155,7 @@ def test_a_callback_in_this_process_of_a_model_that_trains_in_the_worker(name, s
     same(CALLBACKS[name])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     ("save_freq", "fit", "options"),
     [
@@ -234,6 +236,7 @@ class Poison(keras.losses.Loss):
         return keras.ops.mean(keras.ops.where(y > 0.5, np.nan, 0.01) * prediction)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("steps_per_execution", [1, 2])
 @pytest.mark.parametrize("bad", [0, 4, 9, 21, 27])
 @pytest.mark.parametrize("validation", [0.0, 0.3])
@@ -314,6 +317,7 @@ def build_with_ema():
     return build(keras.optimizers.Adam(use_ema=True, ema_momentum=0.8))
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("make", [build, build_with_ema])
 @pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_end"])
 def test_an_error_in_a_callback_leaves_what_keras_leaves(hook, make):

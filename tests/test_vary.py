@@ -140,6 +140,7 @@ def fitted(kind, seeds, **options):
     return cohort, runs
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", KINDS)
 def test_member_is_keras_to_rounding(kind):
     cohort, runs = fitted(kind, [3, 8])
@@ -150,6 +151,7 @@ def test_member_is_keras_to_rounding(kind):
             np.testing.assert_allclose(column, cohort.history[metric][i], rtol=1e-5)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", ["learning-rate", "clipnorm", "dropout", "l2", "huber"])
 def test_exact_member_is_bit_for_bit_keras(kind):
     cohort, runs = fitted(kind, [3, 8], exact=True)

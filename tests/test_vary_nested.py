@@ -104,6 +104,7 @@ KINDS = {
 TOGETHER = ("a layer of a model within", "one way of two", "a cell of several", "one loss of two")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("kind", "exact"), [*((kind, True) for kind in KINDS), *((kind, False) for kind in TOGETHER)])
 def test_a_member_is_keras_with_the_value_there(kind, exact):
     """With `exact` bit for bit, else to rounding."""

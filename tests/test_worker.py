@@ -86,6 +86,7 @@ def test_it_validates(bench):
     assert logs == pytest.approx(model.evaluate(X, Y, return_dict=True, verbose=0), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_keeps_the_models_used_last(bench):
     bench.answer({"do": "keep", "token": 1}, (X, Y))
     models = [build(units) for units in range(1, MOST_MODELS + 2)]
