@@ -26,11 +26,14 @@ import beartype._check.code.codemain as beartype_code
 import jaxtyping
 import numpy as np
 import pytest
+import typechecker
 
 # beartype looks at one item of a list, drawn with the global generator. It gets a generator of its
 # own here, or a check of kohort's annotations would count as a draw that kohort makes.
 beartype_code.getrandbits = random.Random(0).getrandbits
-jaxtyping.install_import_hook("kohort", "typechecker.of_modules_and_classes")
+jaxtyping.jaxtyped = typechecker.jaxtyped  # which the hook puts before each function and class
+jaxtyping.install_import_hook("kohort", "beartype.beartype")
+gc.set_threshold(20_000)  # hardly anything that compilers make is garbage
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in the background
 pytest.register_assert_rewrite("oracle")  # so that its assertions, too, show what differs
 

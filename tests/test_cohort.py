@@ -186,6 +186,7 @@ def test_permuted_seeds_permute_results():
     np.testing.assert_array_equal(a.history["loss"][shuffled], b.history["loss"])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [True, False])
 def test_cohort_of_many_equals_cohorts_of_one(exact):
     many = trained(range(10), exact=exact)
@@ -385,6 +386,7 @@ def test_weights_that_are_drawn_elsewhere_are_refused(monkeypatch):
         kohort.Cohort(model, 2)
 
 
+@pytest.mark.slow
 def test_cohorts_of_several_threads():
     before = keras_internals.seed_generator.make_default_seed
 
@@ -397,6 +399,7 @@ def test_cohorts_of_several_threads():
     assert keras_internals.seed_generator.make_default_seed is before
 
 
+@pytest.mark.slow
 def test_an_order_that_nobody_sees_is_drawn_when_somebody_looks():
     """One batch of all rows: their order is seen in rounding only, until later fits draw further orders."""
     plans = [(POINTS[:4], SIGNS[:4], 4), (POINTS[:7], SIGNS[:7], 7), (POINTS, SIGNS, 8), (POINTS[:4], SIGNS[:4], 2)]

@@ -207,6 +207,7 @@ def test_the_first_round_ends_where_members_may_leave_their_lanes(monkeypatch):
     assert counts == [11]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_poisoned_member_stops_alone(exact):
     """P3: the others keep every bit."""
@@ -243,6 +244,7 @@ def test_outcomes_and_last_values():
     assert kohort.history.CohortHistory.last(cohort.history, "loss").shape == (20,)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [True, False])
 def test_other_numbers_compile_nothing(exact, monkeypatch):
     # A narrower block is a program of its own, and the clock says whether it pays.

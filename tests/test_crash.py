@@ -144,6 +144,7 @@ def real_kills(folder, moments):
     assert [len(trial) for trial in study.trials] == [SEEDS] * len(GRID["hidden"])
 
 
+@pytest.mark.slow
 def test_a_study_that_is_really_trained_goes_on_after_kills(tmp_path):
     real_kills(tmp_path, [2, 1])
 

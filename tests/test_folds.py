@@ -144,6 +144,7 @@ def test_a_network_that_is_blind_to_order_still_sees_its_own_rows():
         np.testing.assert_allclose(logs["loss"], cohort.history["loss"][2 + fold], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_number_of_folds_is_stratified_for_classes():
     y = np.sort(Y)
     model = build("binary_crossentropy")
@@ -155,6 +156,7 @@ def test_a_number_of_folds_is_stratified_for_classes():
         assert_member_is(cohort, fold, *keras_run(model, 3, FIT | own))
 
 
+@pytest.mark.slow
 def test_folds_cross_with_values_and_seeds():
     vary = {"optimizer.learning_rate": [1e-3, 1e-1], "dropout.rate": [0.0, 0.4]}
     cohort = kohort.Cohort(build(), [3, 8], vary=vary, grid=True)
@@ -237,6 +239,7 @@ def test_what_an_earlier_fit_has_trained_on_is_not_held_out(fits, tmp_path):
             asked.predict_out_of_fold(X)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "arguments", [{"folds": 2}, {"folds": splitters.KFold(2, shuffle=True, random_state=0)}, {"bootstrap": True}]
 )

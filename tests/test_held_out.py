@@ -88,6 +88,7 @@ def test_no_held_out_row_has_a_hand_in_what_is_told_of_the_others():
     assert (after[:, splits[0][1]] != before[:, splits[0][1]]).any()  # in the other folds it trains
 
 
+@pytest.mark.many
 def test_scores_are_those_of_scikit_learn(told):
     target, splits, ours = told
     judged = held_out._judged(ours, target, splits, 9, 1.5)
@@ -268,6 +269,7 @@ def test_who_diverged_has_no_vote():
     assert told["agreement"] == [0.5, 0.25, 0.0]
 
 
+@pytest.mark.slow
 def test_networks_that_diverge_are_kept_and_told_of(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     words = [

@@ -14,9 +14,12 @@ import types
 from pathlib import Path
 
 import beartype
+import jaxtyping
+import numpy as np
 import pytest
 
 import kohort
+from kohort import blocks, comparison
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kohort"
@@ -440,3 +443,15 @@ def test_annotations_are_checked_and_draw_nothing():
     assert random.getstate() == before
     with pytest.raises(beartype.roar.BeartypeCallHintParamViolation):
         first(["0"])
+
+
+def test_annotations_of_kohort_are_checked_with_their_shapes():
+    with pytest.raises(beartype.roar.BeartypeCallHintParamViolation):
+        blocks.seeds_of(3)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        comparison.compared_values(np.zeros(3), np.zeros(4), "min", 0.95, "loss")
+
+
+def test_annotations_are_not_checked_where_kohort_must_complain_itself(annotations_unchecked):
+    with pytest.raises(TypeError, match="not iterable"):
+        blocks.seeds_of(3)

@@ -101,7 +101,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.many
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOGETHER)
 def test_members_together_are_guided_as_those_alone(name):
     callbacks, vary, options = TOGETHER[name]
@@ -205,6 +205,7 @@ def test_a_block_that_is_halved_trains_as_one_that_is_not(make, monkeypatch):
         np.testing.assert_array_equal(alone[name], beside[name])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [False, True])
 def test_all_members_of_all_folds_read_one_copy_of_the_data(exact, monkeypatch):
     """Whatever their number, a call is given the rows once; with a member axis come their numbers alone."""

@@ -147,6 +147,7 @@ def test_a_script_sees_what_it_always_sees(folder):
     assert (name, file, argv) == ("__main__", str(folder / "scripts" / "script.py"), [*script])
 
 
+@pytest.mark.slow
 def test_a_module_sees_what_it_always_sees(folder):
     """Keras's backend is that which the environment names, or JAX where that one is not installed."""
     module = ("-m", "script", "--end", "exit")
@@ -172,6 +173,7 @@ def test_a_report_at_exit_and_a_line_of_reason(folder):
     assert [row.split(maxsplit=3)[3] for row in rows] == ["compiled", f"Keras, because {reason}"]
 
 
+@pytest.mark.slow
 def test_strict_ends_the_script_at_a_fall_back(folder):
     done = by_kohort(folder, "--strict", "scripts/script.py", "--end", "fallback")
 
@@ -345,6 +347,7 @@ def test_without_a_configuration_keras_default_counts(home, monkeypatch):
     assert backends.wanted() == "tensorflow"
 
 
+@pytest.mark.slow
 def test_a_notebook_keeps_the_backend_that_its_code_was_written_for(folder):
     """NumPy's stands for TensorFlow's, which need not be installed: `%load_ext` comes before anything of Keras."""
     cells = ["%load_ext kohort", "import keras", "print(keras.backend.backend())"]

@@ -145,7 +145,8 @@ print("same")
 """
 
 
-@pytest.mark.parametrize("devices", [3, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [3, 16])
 def test_members_are_spread_over_devices(devices, tmp_path):
     """Their number need not divide the members, nor be a power of two; threads are taken where they are faster."""
     spread_over = f"--xla_force_host_platform_device_count={devices}"

@@ -316,6 +316,7 @@ def test_a_damaged_program_is_compiled_anew(tmp_path):
     assert fresh_process(code, KOHORT_CACHE_DIR=str(tmp_path)).stdout == "trained\n"
 
 
+@pytest.mark.slow
 def test_a_folder_that_others_can_write_is_not_used(tmp_path):
     fresh_process(TINY_FIT, KOHORT_CACHE_DIR=str(tmp_path))
     folder = next(tmp_path.iterdir())

@@ -168,6 +168,7 @@ def saved(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_loaded_cohort_knows_its_folds(saved):
     with pytest.raises(ValueError, match=r"`folds` must be those of the first fit of a cohort"):
         kohort.Cohort.load(saved).fit(X, Y, folds=5, verbose=0)

@@ -95,6 +95,7 @@ def test_a_trial_is_the_cohort_of_its_model(exact, tmp_path):
     assert [len(trial._blocks) for trial in study.trials] == [3, 3]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("exact", [False, True])
 def test_trials_that_differ_in_numbers_share_a_program_and_differ_as_they_should(exact, tmp_path, tasks):
     grid = {"learning_rate": [1e-3, 1e-2], "dropout": [0.2, 0.6]}

@@ -237,6 +237,7 @@ TRAINED = {
 }  # fmt: skip
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("kind", TRAINED)
 def test_the_command_trains_the_study_that_python_would(kind, folder, capsys):
     """The same data, arguments, members and rows; data and networks are written down here once more."""

@@ -155,7 +155,7 @@ def test_a_callback_in_this_process_of_a_model_that_trains_in_the_worker(name, s
     same(CALLBACKS[name])
 
 
-@pytest.mark.many
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save_freq", "fit", "options"),
     [

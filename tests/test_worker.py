@@ -130,6 +130,7 @@ def test_it_ends_when_nobody_is_there(parent):
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_parent_that_ends_as_ever_leaves_no_orphan():
     """It awaits its worker, also where the script never asked for that."""
     code = "import kohort; from kohort import remote; remote.always = True; print(remote.worker().process.pid)"
