@@ -126,28 +126,35 @@ def trained_alone(problem: Problem, blocks: list[tuple[float, tuple[int, ...]]])
 def many(pipe: Any, folder: Path, problem: Problem, sizes: Sizes, turns: int) -> None:
     """Sends what a study takes beside the same cohorts alone: percents of their time; and bytes of both.
 
-    Both build what they train, are traced anew and find their program in the cache. Members are cut into cohorts as the
-    study cuts them. The last study stays in `folder`.
+    Each study stands between two trainings alone and is compared with their mean: a machine that slows down, or speeds
+    up, does so for both. Both build what they train, are traced anew and find their program in the cache. Members are
+    cut into cohorts as the study cuts them. The last study stays in `folder`.
     """
     two_cores()
 
-    def turn(trials: int) -> tuple[float, float, int]:
+    def studied() -> tuple[float, list[tuple[float, tuple[int, ...]]]]:
         shutil.rmtree(folder, ignore_errors=True)
         start = time.perf_counter()
-        study = study_of(folder, problem, trials, sizes.seeds)
+        study = study_of(folder, problem, sizes.trials, sizes.seeds)
         study.run(**arguments_of(problem))
-        middle = time.perf_counter()
-        rates = {row.id: row.parameters["learning_rate"] for row in study.store.records().trials.values()}
-        blocks = [(rates[block.trial], block.seeds) for block in study.store.records().blocks]
-        begin = time.perf_counter()
-        raw = trained_alone(problem, blocks)
-        return middle - start, time.perf_counter() - begin, raw
+        seconds, records = time.perf_counter() - start, study.store.records()
+        rates = {row.id: row.parameters["learning_rate"] for row in records.trials.values()}
+        return seconds, [(rates[block.trial], block.seeds) for block in records.blocks]
 
-    turn(1)  # compiles
-    measured = [turn(sizes.trials) for _ in range(turns)]
+    def alone() -> float:
+        start = time.perf_counter()
+        raw.append(trained_alone(problem, blocks))
+        return time.perf_counter() - start
+
+    raw: list[int] = []
+    _, blocks = studied()  # compiles
+    alones, percents = [alone()], []
+    for _ in range(turns):
+        seconds, blocks = studied()
+        alones.append(alone())
+        percents.append(100 * (seconds / statistics.mean(alones[-2:]) - 1))
     stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    percents = [100 * (studied / alone - 1) for studied, alone, _ in measured]
-    pipe.send((percents, [alone for _, alone, _ in measured], stored, measured[-1][2]))
+    pipe.send((percents, alones, stored, raw[-1]))
 
 
 def resume(pipe: Any, folder: Path, problem: Problem, sizes: Sizes) -> None:

@@ -51,7 +51,7 @@ class Cohort(Results):
         exact: False trains the members of a block in one vectorised program: initial state, dropout state and batches
             are Keras's bit for bit (on a CPU), trained weights to rounding. An optimizer can amplify rounding: over
             hundreds of epochs a tenth of the members or more may come to differ visibly. True trains each by itself:
-            then all is bit for bit Keras's.
+            then all is bit for bit Keras's, on a CPU.
         mapping: How the program of one member becomes that of many: "abreast" (side by side in each operation, for
             small networks), "vectorized" (`jax.vmap`), "loop" (one after the other) or "sharded" (`jax.vmap`, spread
             over all devices). "auto" chooses by rule, and in a long fit by a short measurement, which is remembered.

@@ -211,14 +211,15 @@ class Members:
             return jax.tree.map(lambda *parts: np.stack([np.asarray(part) for part in parts]), *states)
         block_of, lane_of = np.array(places).T
         rows = {int(block): np.flatnonzero(block_of == block) for block in np.unique(block_of)}
+        runs = [(in_one_run(own), in_one_run(lane_of[own])) for own in rows.values()]
         parts = [jax.tree.leaves(State(*trained.states[block])) for block in rows]
         structure = jax.tree.structure(State(*trained.states[next(iter(rows))]))
         arrays = []
         for leaves in zip(*parts, strict=True):
             first = np.asarray(leaves[0])
             array = np.empty((len(places), *first.shape[1:]), first.dtype)
-            for own, leaf in zip(rows.values(), leaves, strict=True):
-                array[own] = np.asarray(leaf)[lane_of[own]]
+            for (own, lanes), leaf in zip(runs, leaves, strict=True):
+                array[own] = np.asarray(leaf)[lanes]
             arrays.append(array)
         return jax.tree.unflatten(structure, arrays)
 
@@ -316,6 +317,12 @@ def _alike(kinds: Sequence[int], lots: Sequence | None) -> list[tuple[int, Seque
 
 def _lanes(state: State, lanes: slice) -> State:
     return jax.tree.map(lambda array: np.asarray(array)[lanes], state)
+
+
+def in_one_run(rows: np.ndarray) -> slice | np.ndarray:
+    """Returns numbers of rows as a slice where each follows the one before: then nothing is looked up row by row."""
+    first, count = int(rows[0]), len(rows)
+    return slice(first, first + count) if np.array_equal(rows, np.arange(first, first + count)) else rows
 
 
 def unstacked(state: State) -> list[State]:

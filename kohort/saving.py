@@ -25,7 +25,7 @@ from kohort.folds import HeldOut, Shares, checked_split, shares_of_folds
 from kohort.generators import MemberGenerators, Owed
 from kohort.history import CohortHistory
 from kohort.mapping import MAPPINGS
-from kohort.members import Block, Members, Settings, Trained, members_of, unstacked
+from kohort.members import Block, Members, Settings, Trained, in_one_run, members_of, unstacked
 from kohort.membership import check_seeds
 from kohort.structures import filled, skeleton
 from kohort.template import preserved_generators
@@ -93,8 +93,7 @@ def contents_of(
         changes: What stands in the description of their model, whatever that of the template says: path to value.
     """
     own = np.arange(len(members.seeds)) if which is None else np.asarray(which)
-    # Neighbours are a view: curves are most of a study, and a copy of them takes as long as their checksum.
-    lanes = slice(own[0], own[-1] + 1) if np.array_equal(own, np.arange(own[0], own[0] + len(own))) else own
+    lanes = in_one_run(own)  # curves are most of a study, and a copy of them takes as long as their checksum
     kinds = range(len(members.templates)) if which is None else (0,)
     template, history = members.templates[members.roster.kinds[own[0]]], trained.history
     rows: list[np.ndarray] = []

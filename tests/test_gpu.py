@@ -62,7 +62,7 @@ print("same")
 @pytest.mark.parametrize("devices", DEVICES)
 def test_members_train_as_keras_does_where_the_device_is_a_gpu(devices, tmp_path):
     flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "KOHORT_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "KOHORT_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", AS_THERE, str(devices), DEVICES[devices]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr

@@ -409,4 +409,11 @@ FAULTS = [
         "",
         ("tests/test_blueprint.py::test_what_was_refused_is_not_looked_at_again_until_it_is_compiled_anew",),
     ),
+    Fault(
+        "operations-kept-apart-on-a-gpu",
+        "kohort/rounding.py",
+        'if jax.default_backend() != "cpu":',
+        "if not args:",
+        ("tests/test_gpu.py::test_the_program_of_many_members_is_made_for_a_gpu",),
+    ),
 ]

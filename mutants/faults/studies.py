@@ -139,4 +139,18 @@ FAULTS = [
         "        table.to_csv(target,",
         ("tests/test_search.py::test_whoever_is_interrupted_while_a_file_is_written_keeps_the_old_one",),
     ),
+    Fault(
+        "garbage-of-before-frozen-for-ever",
+        "kohort/study.py",
+        "        gc.unfreeze()",
+        "        gc.get_count()",
+        ("tests/test_wrong_studies.py::test_the_garbage_collector_is_left_as_it_was",),
+    ),
+    Fault(
+        "a-members-rows-taken-for-a-run",
+        "kohort/members.py",
+        "return slice(first, first + count) if np.array_equal(rows, np.arange(first, first + count)) else rows",
+        "return slice(first, first + count)",
+        ("tests/test_saved_members.py", "tests/test_saving.py"),
+    ),
 ]
