@@ -58,7 +58,6 @@ print("same")
 """
 
 
-@pytest.mark.many
 @pytest.mark.parametrize("devices", DEVICES)
 def test_members_train_as_keras_does_where_the_device_is_a_gpu(devices, tmp_path):
     flags = f"--xla_force_host_platform_device_count={devices}"
