@@ -20,7 +20,7 @@ import jax
 
 from kohort import disk, keras_internals
 from kohort.checks import received
-from kohort.cores import cores
+from kohort.cores import cores, told_cores
 from kohort.curves import SHARE_OF_LIMIT, most_bytes
 from kohort.lanes import block_step
 from kohort.lots import Ahead, Lot
@@ -127,8 +127,11 @@ class Choice:
 
     @property
     def at_once(self) -> int:
-        """How many blocks train at a time: of tiny networks, whose calls are short, the next waits for a core."""
-        return (AHEAD if self.mapping == "abreast" else 1) * cores()
+        """How many blocks train at a time: of tiny networks, whose calls are short, the next waits for a core.
+
+        Not where this process has been told its cores: with the next it would take those of others meanwhile.
+        """
+        return (AHEAD if self.mapping == "abreast" and not told_cores() else 1) * cores()
 
     def within_memory(self, lot: Lot, trained: Trained) -> int | None:
         """Returns a width that has room where the present one has none, else None; 0 if none has, in calls so long.

@@ -28,9 +28,14 @@ def cores() -> int:
     """
     if jax.default_backend() != "cpu":
         return 1
-    told = os.environ.get("NPROC", "")
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(told) if told.isdigit() and int(told) else there
+    return told_cores() or there
+
+
+def told_cores() -> int:
+    """Returns how many cores this process is to do with, of those that there are; 0 if that is not said."""
+    told = os.environ.get("NPROC", "")
+    return int(told) if told.isdigit() else 0
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import kohort
 from kohort import choice, rounds
 from kohort.checks import Recipe
 from kohort.choice import check_memory, free_memory
+from kohort.cores import threads
 from kohort.folds import Shares
 from kohort.lots import Ahead
 
@@ -224,6 +225,17 @@ def test_how_long_a_program_took_to_compile_is_remembered(noted, monkeypatch):
     noted[key] = "1e6"
     kohort.Cohort(network(), 4).fit(X, Y, verbose=0)  # as in another process
     assert choices[-1].compiling == 1e6
+
+
+@pytest.mark.parametrize(("told", "most"), [("1", 1), ("2", 2), ("", 4)])
+def test_as_many_blocks_train_at_once_as_the_process_was_told_cores(monkeypatch, noted, told, most):
+    """Of two cores that it has for itself each gets a block ahead; what it was told to leave is others'."""
+    monkeypatch.setenv("NPROC", told)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    asked = []
+    monkeypatch.setattr(rounds, "threads", lambda count: asked.append(count) or threads(count))
+    kohort.Cohort(network(), 2049, mapping="abreast").fit(X[:4], Y[:4], epochs=4, verbose=0)
+    assert set(asked) == {most}
 
 
 def test_a_small_gain_changes_nothing(monkeypatch, noted):

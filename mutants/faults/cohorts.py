@@ -475,4 +475,11 @@ FAULTS = [
         "        room = limit - held",
         ("tests/test_choice.py::test_blocks_keep_to_the_memory_that_they_may_take",),
     ),
+    Fault(
+        "cores-of-others-taken",
+        "kohort/choice.py",
+        'self.mapping == "abreast" and not told_cores()',
+        'self.mapping == "abreast"',
+        ("tests/test_choice.py::test_as_many_blocks_train_at_once_as_the_process_was_told_cores[1-1]",),
+    ),
 ]
