@@ -4,8 +4,8 @@ In come lanes of tasks and a trainer, which does one when it is called; out come
 one who writes. The room exists so that a study does not know whether threads of this process train its blocks, or
 workers on other machines.
 
-An executor is called as `in_threads` is. The tasks of a lane share one compiled program, and whoever has it does them
-one after the other; lanes are done side by side. What is asked to stop ends without the results of what was running.
+An executor is called as `in_threads` is. The tasks of a lane share one compiled program: whoever does the first of them
+compiles it, and nobody else begins another before. What is asked to stop ends without the results of what was running.
 """
 
 import collections
@@ -16,36 +16,43 @@ from typing import Any
 from kohort.progress import Interrupt, heeding
 
 Lanes = Sequence[Sequence[Any]]
-# Called with lanes, `kohort.trainer.Trainer`, interrupt, and how many lanes threads should do side by side.
+# Called with lanes, `kohort.trainer.Trainer`, interrupt, and how many tasks threads should do side by side.
 Executor = Callable[[Lanes, Any, Interrupt, int], Iterator[Any]]
 WAKE_SECONDS = 0.1
 
 
 def in_threads(lanes: Lanes, train: Callable[[Any], Any], interrupt: Interrupt, workers: int) -> Iterator[Any]:
-    """Yields what `train` makes of each task, as it comes: while one thread compiles, another trains.
+    """Yields what `train` makes of each task, as it comes: while one thread compiles or prepares, another trains.
 
     Args:
         lanes: Tasks, lane by lane.
         train: Does one task; called in threads.
         interrupt: When it is pressed, what is running ends at its next epoch and nothing new is begun.
-        workers: How many lanes are done side by side.
+        workers: How many tasks are done side by side.
 
     Yields:
         The results, in the order in which they are ready.
     """
-    waiting = collections.deque(collections.deque(lane) for lane in lanes if lane)
-    running: dict[concurrent.futures.Future, collections.deque] = {}
+    left = {number: collections.deque(lane) for number, lane in enumerate(lanes)}
+    running: dict[concurrent.futures.Future, int] = {}
+    at: collections.Counter[int] = collections.Counter()  # how many threads are at each lane
+    compiled: set[int] = set()
 
     def done(task: Any) -> Any:
         with heeding(interrupt):
             return train(task)
 
+    def next_lane() -> int | None:
+        """Returns where to go on: where nobody is, first of all where the program is there; then to help somebody."""
+        free = [lane for lane, tasks in left.items() if tasks and (lane in compiled or not at[lane])]
+        return min(free, key=lambda lane: (at[lane], lane not in compiled), default=None)
+
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
 
         def begin(most: int) -> None:
-            while waiting and len(running) < most and not interrupt:
-                lane = waiting.popleft()
-                running[pool.submit(done, lane.popleft())] = lane
+            while len(running) < most and not interrupt and (lane := next_lane()) is not None:
+                running[pool.submit(done, left[lane].popleft())] = lane
+                at[lane] += 1
 
         try:
             begin(workers)
@@ -54,7 +61,8 @@ def in_threads(lanes: Lanes, train: Callable[[Any], Any], interrupt: Interrupt, 
                 ready, _ = concurrent.futures.wait(running, WAKE_SECONDS, concurrent.futures.FIRST_COMPLETED)
                 for future in ready:
                     lane = running.pop(future)
-                    waiting.extendleft([lane] if lane else [])
+                    at[lane] -= 1
+                    compiled.add(lane)
                     if interrupt and isinstance(future.exception(), KeyboardInterrupt):
                         continue
                     result = future.result()

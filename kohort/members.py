@@ -79,6 +79,11 @@ class Members:
         self.fold_sizes: list[tuple[int, ...]] = []  # likewise: how many rows each fold trains and validates on
         self._take(self._cut([WIDEST] * len(templates)))
 
+    @property
+    def tracing(self) -> Any:
+        """The lock that a fit holds while it builds or traces networks of the model: others may be of the same."""
+        return self.templates[0].tracing
+
     def _cut(self, widths: list[int]) -> list[Block]:
         return [b for i, (kind, lot) in enumerate(self._lots) for b in cut_into_blocks(lot, kind, i, widths[kind])]
 

@@ -60,14 +60,15 @@ class Rounds:
     ) -> None:
         """Builds what the data need built; nothing is compiled or trained yet."""
         self.members, self.recipe, self.listeners = members, recipe, listeners
-        if members.trained is None:
-            members.templates = [template.built_for(data) for template in members.templates]
-        self.ahead = Ahead(members, data, recipe, shares or Shares())
-        self.choices = [Choice(members, self.ahead, template) for template in members.templates]
-        self._widths, self._callbacks = [choice.width for choice in self.choices], callbacks
-        members.cut_anew(self._widths)
         self._shortened = 0  # how often calls were made shorter, as memory has no room for more epochs
-        self.lots = self._lots(callbacks)
+        with members.tracing:
+            if members.trained is None:
+                members.templates = [template.built_for(data) for template in members.templates]
+            self.ahead = Ahead(members, data, recipe, shares or Shares())
+            self.choices = [Choice(members, self.ahead, template) for template in members.templates]
+            self._widths, self._callbacks = [choice.width for choice in self.choices], callbacks
+            members.cut_anew(self._widths)
+            self.lots = self._lots(callbacks)
         self._calm_rounds = 0  # the last ones, in which next to nobody has stopped
         self._is_warm = False  # whether the last round compiled nothing, so that its time tells what an epoch takes
         self.progress = Progress(recipe.epochs, verbose)
@@ -76,6 +77,10 @@ class Rounds:
 
     def prepare(self) -> None:
         """Compiles what the members begin with and how they train, in blocks for which there is room."""
+        with self.members.tracing:
+            self._prepare()
+
+    def _prepare(self) -> None:
         members, widths = self.members, self._widths
         begun = members.trained._replace(history=members.no_history()) if members.trained else self._begin()
         while (narrower := self._within_memory(begun, widths)) != widths:
@@ -245,7 +250,7 @@ class Rounds:
 
     def _round(self, trained: Trained, epochs: range, interrupt: Interrupt) -> Trained | None:
         """Advances every block by the same epochs; returns None if a round of one epoch was interrupted."""
-        start, blocks = time.perf_counter(), self._blocks()
+        blocks = self._blocks()
         self.curves.begin(epochs)
         drawn = trained.generators
         if self.ahead.is_order_seen:
@@ -264,14 +269,19 @@ class Rounds:
                 self.lots[number].draw_again(block, trained.generators, drawn, ran, len(epochs))
             return carry
 
+        def one_by_one() -> list:
+            return [advance(place, epochs) for place in range(len(blocks))]
+
         # Blocks take turns where Keras's iterator draws from the one global generator, and in the first round, which
-        # traces the network: tracing leaves notes on it.
-        first_calls = [self._first_call(lot, len(block.members)) for lot, block in blocks]
-        untraced = {id(call): call for call in first_calls if call.seconds_per_epoch is None}
-        if untraced or not self.ahead.is_plain:
-            carries = [advance(place, epochs) for place in range(len(blocks))]
-        else:
-            carries = self._side_by_side(advance, len(blocks), epochs)
+        # traces the network: tracing leaves notes on it. Another fit of the same model may just be doing that.
+        with self.members.tracing:
+            start = time.perf_counter()
+            first_calls = [self._first_call(lot, len(block.members)) for lot, block in blocks]
+            untraced = {id(call): call for call in first_calls if call.seconds_per_epoch is None}
+            carries = one_by_one() if untraced else []
+        if not untraced:
+            is_plain = self.ahead.is_plain
+            carries = self._side_by_side(advance, len(blocks), epochs) if is_plain else one_by_one()
         if any(carry is None for carry in carries):
             return None
         seconds = time.perf_counter() - start

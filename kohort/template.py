@@ -52,9 +52,15 @@ def preserved_generators() -> Iterator[None]:
 class Template:
     """A clone of the model whose variables stand in for those of every member, with its compiled programs."""
 
-    def __init__(self, model: keras.Model, paths: tuple[str, ...] = ()) -> None:
-        """Clones the model and counts the seeds that a clone draws; the numbers at the paths are each member's own."""
-        self.draws, self.paths = 0, paths
+    def __init__(self, model: keras.Model, paths: tuple[str, ...] = (), tracing: Any = None) -> None:
+        """Clones the model and counts the seeds that a clone draws.
+
+        Args:
+            model: A compiled model.
+            paths: Of numbers that are each member's own.
+            tracing: The lock that who builds or traces the network holds, if it has one in common with others.
+        """
+        self.draws, self.paths, self.tracing = 0, paths, tracing or threading.RLock()
 
         def count() -> int:
             self.draws += 1
@@ -102,7 +108,7 @@ class Template:
             self._built_with = jax.tree.map(lambda a: a[:1], data.training.batch)
             self._others[form] = self
         if form not in self._others:
-            self._others[form] = Template(self.network, self.paths).built_for(data)
+            self._others[form] = Template(self.network, self.paths, self.tracing).built_for(data)
         return self._others[form]
 
     def built_like(self, batch: Any, metric_names: list[str]) -> "Template":
@@ -205,8 +211,10 @@ class Known(NamedTuple):
     marker: Any
     configurations: tuple[str, str]
     templates: dict[Kind, Template]
+    tracing: Any  # a lock, that of all the templates
 
 
+_looking_up = threading.RLock()
 _templates: "weakref.WeakKeyDictionary[keras.Model, Known]" = weakref.WeakKeyDictionary()
 
 
@@ -220,13 +228,14 @@ def template_of(model: keras.Model, kind: Kind, values: Mapping[str, np.ndarray]
     """
     marker = keras_internals.compile_marker(model)
     configurations = (repr(model.get_config()), repr(model.optimizer.get_config()))
-    known = _templates.get(model)
-    if known is None or known.marker is not marker or known.configurations != configurations:
-        known = _templates[model] = Known(marker, configurations, {})
-    template = known.templates.get(kind)
-    if template is None or not template.fits(values):
-        template = known.templates[kind] = Template(_like(model, values), kind.own)
-    return template
+    with _looking_up:
+        known = _templates.get(model)
+        if known is None or known.marker is not marker or known.configurations != configurations:
+            known = _templates[model] = Known(marker, configurations, {}, threading.RLock())
+        template = known.templates.get(kind)
+        if template is None or not template.fits(values):
+            template = known.templates[kind] = Template(_like(model, values), kind.own, known.tracing)
+        return template
 
 
 def _like(model: keras.Model, values: Mapping[str, np.ndarray]) -> keras.Model:

@@ -1,11 +1,14 @@
-"""Who trains the blocks of a study: lanes side by side, the tasks of a lane one after the other."""
+"""Who trains the blocks of a study: lanes side by side, and the tasks of a lane once its first has compiled."""
 
+import collections
 import threading
 import time
 
+import keras
 import pytest
 from jax._src.compiler import compile_or_get_cached
-from test_study import trained
+from oracle import differences
+from test_study import as_lists, left, trained
 
 from kohort.executors import in_threads
 from kohort.progress import Interrupt
@@ -23,16 +26,45 @@ def test_lanes_are_done_side_by_side():
     assert sorted(in_threads([["a"], [], ["b"]], train, Interrupt(), workers=2)) == ["a", "b"]
 
 
-def test_the_tasks_of_a_lane_are_done_one_after_the_other():
-    """While another thread has nothing to do, no task begins before the one before it in its lane has ended."""
-    begun = {task: threading.Event() for task in range(4)}
+def test_the_first_task_of_a_lane_is_done_alone():
+    """It compiles: while another thread has nothing to do, no task of its lane begins before it has ended."""
+    begun = {task: threading.Event() for task in range(3)}
 
     def train(task):
         begun[task].set()
-        assert task == 3 or not begun[task + 1].wait(0.2)
+        assert task != 0 or not begun[1].wait(0.2)
         return task
 
-    assert list(in_threads([list(begun)], train, Interrupt(), workers=4)) == [0, 1, 2, 3]
+    assert sorted(in_threads([list(begun)], train, Interrupt(), workers=3)) == [0, 1, 2]
+
+
+def test_where_no_lane_waits_the_tasks_of_one_are_done_side_by_side():
+    """Each of two tasks waits until the other is begun; the cores have what one of them prepares meanwhile."""
+    barrier = threading.Barrier(2, timeout=60)
+
+    def train(task):
+        if task:
+            barrier.wait()
+        return task
+
+    assert sorted(in_threads([range(5)], train, Interrupt(), workers=2)) == [0, 1, 2, 3, 4]
+
+
+def test_a_lane_where_nobody_is_goes_before_one_where_somebody_is():
+    """So one compiles while another trains, as long as there is something to compile; who has a program stays at it."""
+    begun, is_begun = [], collections.defaultdict(threading.Event)
+
+    def train(task):
+        begun.append(task)
+        is_begun[task].set()
+        if awaited := {"b1": "a2", "a2": "c1"}.get(task):
+            assert is_begun[awaited].wait(60)
+        return task
+
+    list(in_threads([["a1", "a2", "a3", "a4"], ["b1"], ["c1"]], train, Interrupt(), workers=2))
+    assert set(begun[:2]) == {"a1", "b1"}
+    assert begun[2:4] == ["a2", "c1"]
+    assert sorted(begun[4:]) == ["a3", "a4"]
 
 
 def test_no_more_is_begun_beyond_what_is_written_than_there_are_workers():
@@ -49,8 +81,8 @@ def test_the_next_of_a_lane_is_trained_while_the_last_is_written():
     """Else no core would have anything to do meanwhile, where all tasks share one program."""
     begun = [threading.Event() for _ in range(3)]
 
-    for task in in_threads([range(3)], lambda task: begun[task].set() or task, Interrupt(), workers=2):
-        assert task == 2 or begun[task + 1].wait(60)
+    for number, _ in enumerate(in_threads([range(3)], lambda task: begun[task].set(), Interrupt(), workers=2)):
+        assert number == 2 or begun[number + 1].wait(60)
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
@@ -77,6 +109,53 @@ def test_while_one_group_compiles_another_is_trained_and_kept(tmp_path, monkeypa
 
     assert waited == [True]
     assert [len(trial) for trial in study.trials] == [4, 4]
+
+
+FITS = {
+    "members": {},
+    "exact": {"exact": True},
+    "validated": {"validation_split": 0.25, "bootstrap": True},
+    "stopped": {
+        "callbacks": [
+            keras.callbacks.EarlyStopping("loss", patience=1, min_delta=1e-3, restore_best_weights=True),
+            keras.callbacks.ReduceLROnPlateau("loss", patience=1),
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+        ]
+    },
+}
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+@pytest.mark.parametrize("options", FITS.values(), ids=FITS)
+def test_what_is_trained_side_by_side_is_what_is_trained_one_after_the_other(tmp_path, options):
+    """Fits of one model share its template and its programs."""
+    most = []
+
+    def study(workers):
+        def by(lanes, train, interrupt, _):
+            running = [0, 0]
+
+            def counting(task):
+                running[0] += 1
+                running[1] = max(running)
+                try:
+                    return train(task)
+                finally:
+                    running[0] -= 1
+
+            yield from in_threads(lanes, counting, interrupt, workers)
+            most.append(running[1])
+
+        grid = {"dropout": [0.2, 0.5], "learning_rate": [1e-3, 1e-2]}
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        return trained(folder, grid, 24, epochs=12, batch_size=3, block_size=6, executor=by, **options)
+
+    alone, together = study(1), study(4)
+    assert most[0] == 1
+    assert most[1] > 1
+    for ours, theirs in zip(together.trials, alone.trials, strict=True):
+        assert differences(as_lists(left(ours.cohort())), as_lists(left(theirs.cohort()))) == []
 
 
 def test_a_lane_that_was_begun_goes_before_one_that_was_not():

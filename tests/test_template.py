@@ -1,5 +1,8 @@
 """What all cohorts of a model share: its members are compiled as it was, whatever its recipe holds."""
 
+import concurrent.futures
+import threading
+
 import jax
 import keras
 import numpy as np
@@ -181,3 +184,32 @@ def test_the_loss_is_scaled_where_that_of_the_model_is(scaled):
     cohort.fit(POINTS, SIGNS, epochs=2, verbose=0)
     for other in (Template(model).network, cohort.member(index=1), cohort.ensemble(2), blueprint.rebuilt(described)):
         assert type(other.optimizer) is type(model.optimizer)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_of_fits_of_one_model_one_at_a_time_traces_it(exact):
+    """Also where one finds the network half built by another."""
+    traced, met, never = threading.Lock(), [], threading.Event()
+
+    class Watched(layers.Dense):
+        def call(self, inputs):
+            is_alone = traced.acquire(blocking=False)
+            met.append(not is_alone)
+            never.wait(0.02)  # long enough for another thread to come
+            if is_alone:
+                traced.release()
+            return super().call(inputs)
+
+    def fitted(cohort):
+        return cohort.fit(POINTS, SIGNS, **FIT)["loss"]
+
+    model = keras.Sequential([keras.Input((2,)), Watched(3, "tanh"), layers.Dense(1, "sigmoid")])
+    model.compile("adam", "binary_crossentropy")
+    cohorts = [kohort.Cohort(model, 3, exact=exact) for _ in range(3)]
+    met.clear()
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        histories = list(threads.map(fitted, cohorts))
+
+    assert met
+    assert not any(met)
+    assert differences(histories[1:], histories[:1] * 2) == []

@@ -482,4 +482,11 @@ FAULTS = [
         'self.mapping == "abreast"',
         ("tests/test_choice.py::test_as_many_blocks_train_at_once_as_the_process_was_told_cores[1-1]",),
     ),
+    Fault(
+        "fits-of-one-model-trace-it-together",
+        "kohort/template.py",
+        "paths, tracing or threading.RLock()",
+        "paths, __import__('contextlib').nullcontext()",
+        ("tests/test_template.py::test_of_fits_of_one_model_one_at_a_time_traces_it[False]",),
+    ),
 ]

@@ -153,4 +153,25 @@ FAULTS = [
         "return slice(first, first + count)",
         ("tests/test_saved_members.py::test_members_come_back_as_they_were_and_go_on[folds]",),
     ),
+    Fault(
+        "a-lane-is-begun-twice",
+        "kohort/executors.py",
+        "if tasks and (lane in compiled or not at[lane])]",
+        "if tasks]",
+        ("tests/test_executors.py::test_the_first_task_of_a_lane_is_done_alone",),
+    ),
+    Fault(
+        "others-wait-while-a-lane-is-helped",
+        "kohort/executors.py",
+        "key=lambda lane: (at[lane], lane not in compiled)",
+        "key=lambda lane: lane not in compiled",
+        ("tests/test_executors.py::test_a_lane_where_nobody_is_goes_before_one_where_somebody_is",),
+    ),
+    Fault(
+        "the-tasks-of-a-lane-wait-for-each-other",
+        "kohort/executors.py",
+        "(lane in compiled or not at[lane])",
+        "not at[lane]",
+        ("tests/test_executors.py::test_where_no_lane_waits_the_tasks_of_one_are_done_side_by_side",),
+    ),
 ]
