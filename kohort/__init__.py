@@ -64,3 +64,8 @@ __all__ = [
     "search",
     "uninstall",
 ]
+
+
+def __dir__() -> list[str]:
+    """Names what is for users, and not the rooms."""
+    return __all__

@@ -219,7 +219,8 @@ def _study(options: argparse.Namespace) -> None:
     if options.json:
         _say_json({"study": asked.store, "solved": asked.solved, "rows": table.rows})
     else:
-        _say(f"{table}\nkept in {asked.store}")
+        again = "".join(f" --solved {metric}={bound:g}" for metric, bound in asked.solved.items())
+        _say(f"{table}\nkept in {asked.store}: `kohort table {asked.store}{again}` shows it again")
 
 
 # --- reading studies --------------------------------------------------------------------------------------------------
@@ -338,7 +339,19 @@ def _add_fitting(commands: Any) -> None:
     predict.add_argument("networks", help="the file of `kohort fit --save`")
     predict.add_argument("file", help="the table, with the columns of the first; .csv, .tsv or .parquet")
     predict.add_argument("--to", metavar="FILE", help="write CSV here (default: to standard output)")
+    predict.formatter_class = argparse.RawDescriptionHelpFormatter
+    predict.epilog = f"{PREDICTED}{EXITS}"
     predict.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+PREDICTED = """
+Beside each prediction stands what the networks say of it. Of a class: the
+probability that they give it on average, and the share of them that would name
+it. Of a number: the standard deviation from network to network, which says how
+far they agree. How far they are from the truth, `kohort fit` tells, of rows
+that they have not seen.
+
+"""
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -355,12 +368,18 @@ def _fit(options: argparse.Namespace) -> None:
         parameters = {name: getattr(options, name) for name in named}
         way = held_out.Way(parameters, options.seeds, options.epochs, options.batch_size)
         verbose = 0 if options.quiet else "auto"
-        judged = held_out.judge(table, target, way, options.folds, verbose)
-        lost = held_out.save(options.save, table, target, way, verbose) if options.save else 0
+        try:
+            judged = held_out.judge(table, target, way, options.folds, verbose)
+            lost = held_out.save(options.save, table, target, way, verbose) if options.save else 0
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("Nothing is kept: the command begins anew") from None
     dropped = whole.rows - table.rows
     if options.json:
         about = {"file": options.file, "target": target.name, "task": target.task, "classes": target.classes}
         scores = {name: getattr(value, "_asdict", lambda v=value: v)() for name, value in judged._asdict().items()}
+        scores["comparison"] = {"rows" if name == "seeds" else name: of for name, of in scores["comparison"].items()}
+        if judged.agreement is not None:
+            scores["agreement"] = dict(zip(("rows", "right"), judged.agreement, strict=True))
         kept = {"saved": options.save, "saved_diverged": lost} if options.save else {}
         rows = {"rows": table.rows, "rows_without_target": dropped, "folds": options.folds}
         _say_json({**about, **rows, **scores, **kept})
@@ -376,6 +395,11 @@ def _fit(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     if options.to:
+        if Path(options.to).suffix.lower() in (".parquet", ".tsv", ".nc", ".kohort"):
+            raise ValueError(
+                f"`--to` must name a file of CSV. Received: {options.to!r}. "
+                f"Write for example `--to {Path(options.to).stem}.csv`."
+            )
         _need_room("--to", options.to, options.overwrite)
     with _loaded():
         from kohort import files, held_out, tables

@@ -93,7 +93,7 @@ class Judged(NamedTuple):
     """How well a table is predicted, on held-out rows."""
 
     measure: str  # "accuracy", or "root mean squared error"
-    single: Score  # of one network on one fold: the median, and where 95 % of members and folds are
+    single: Score  # of one network: the median over seeds, and where 95 % of members are on the fold of each
     ensemble: Score  # of all networks together, with its interval over rows
     plain: float  # of the guess that knows the target alone
     guess: str  # what that is
@@ -220,7 +220,7 @@ def _of_classes(told: Told, target: Target, splits: Sequence[Split]) -> dict[str
     most = np.stack([(votes == number).mean(axis=0) for number in range(len(target.classes))]).max(axis=0)
     return {
         "measure": "accuracy",
-        "single": _spread([right[:, held].mean(axis=1) for _, held in splits]),
+        "single": _spread(right.mean(axis=1), [right[:, held].mean(axis=1) for _, held in splits]),
         "ensemble": Score(rate.rate, rate.low, rate.high),
         "plain": float((guesses == target.values).mean()),
         "guess": f"always {target.classes[np.bincount(target.values).argmax()]!r}, the most frequent",
@@ -237,7 +237,7 @@ def _of_numbers(told: Told, target: Target, splits: Sequence[Split]) -> dict[str
     ensemble, plain = np.abs(told.ensemble - target.values), np.abs(guesses - target.values)
     return {
         "measure": "root mean squared error",
-        "single": _spread([_root_mean_square(errors[:, held]) for _, held in splits]),
+        "single": _spread(_root_mean_square(errors), [_root_mean_square(errors[:, held]) for _, held in splits]),
         "ensemble": _root_of_mean(ensemble**2),
         "plain": float(_root_mean_square(plain)),
         "guess": "the mean",
@@ -246,8 +246,9 @@ def _of_numbers(told: Told, target: Target, splits: Sequence[Split]) -> dict[str
     }
 
 
-def _root_mean_square(values: np.ndarray) -> np.ndarray:
-    return np.sqrt((values**2).mean(axis=-1))
+def _root_mean_square(errors: np.ndarray) -> np.ndarray:
+    """Returns the root of the mean over the last axis, of what is finite there."""
+    return np.sqrt(_mean_of_finite(np.moveaxis(errors, -1, 0) ** 2))
 
 
 def _root_of_mean(squares: np.ndarray) -> Score:
@@ -260,12 +261,19 @@ def _root_of_mean(squares: np.ndarray) -> Score:
     return Score(float(np.sqrt(mean)), low, high)
 
 
-def _spread(scores: list[np.ndarray]) -> Score:
-    """Returns the median of the scores of all members and folds, and where 95 % of them are."""
-    flat = np.concatenate(scores)
-    finite = flat[np.isfinite(flat)]
-    low, median, high = np.quantile(finite, [0.025, 0.5, 0.975]) if finite.size else [np.nan] * 3
-    return Score(float(median), float(low), float(high))
+def _spread(of_seeds: np.ndarray, of_folds: list[np.ndarray]) -> Score:
+    """Returns the median over seeds, each judged by all rows as the ensemble is, and where 95 % of members are.
+
+    Args:
+        of_seeds: The score of each seed on all rows, whichever of its members has not seen them.
+        of_folds: The scores of each fold's members on its own rows alone: what one training on one split would show.
+    """
+    every = np.concatenate(of_folds)
+    finite = every[np.isfinite(every)]
+    if not finite.size:
+        return Score(*[float("nan")] * 3)
+    low, high = np.quantile(finite, [0.025, 0.975])
+    return Score(float(np.median(of_seeds[np.isfinite(of_seeds)])), float(low), float(high))
 
 
 def lines(judged: Judged, table: Table, target: Target, way: Way, folds: int) -> list[str]:
@@ -274,12 +282,13 @@ def lines(judged: Judged, table: Table, target: Target, way: Way, folds: int) ->
     wanted = f"classes {of}" if target.classes else f"a number, {target.values.min():g} to {target.values.max():g}"
     shown = _share if target.classes else "{:.4g}".format
     settings = ", ".join(f"{name} {value}" for name, value in way.parameters.items())
-    counted = f"{judged.members:,} members: {judged.members // folds} seeds x {folds} folds"
+    seeds = judged.members // folds
+    counted = f"{judged.members:,} members: {seeds} seed{'s' * (seeds > 1)} x {folds} folds"
     told = [
         f"{table.path}: {tables.described(table)}; to predict {target.name!r}: {wanted}",
         f"{counted}, of {judged.parameters:,} parameters ({settings}), {way.epochs} epochs, {judged.seconds:.1f} s",
         f"{judged.measure} on held-out rows",
-        f"  one network  {shown(judged.single.value):>9}   95 % of members and folds: {_range(judged.single, shown)}",
+        f"  one network  {shown(judged.single.value):>9}   95 % of members by fold: {_range(judged.single, shown)}",
         f"  ensemble     {shown(judged.ensemble.value):>9}   95 % interval over rows: {_range(judged.ensemble, shown)}",
         f"  plain guess  {shown(judged.plain):>9}   {judged.guess}",
         f"ensemble against plain guess: {judged.comparison}".replace("seeds", "rows"),

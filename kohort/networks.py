@@ -6,6 +6,7 @@ as `kohort.Study` takes it. The room exists so that a study of small networks ne
 
 import importlib
 import importlib.machinery
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from typing import Any
 import keras
 
 from kohort.checks import received
+from kohort.choice import free_memory, shown
 from kohort.tables import Task, suggestion
 
+# A weight, its gradient, and two numbers that an optimizer such as Adam keeps of it.
+BYTES_OF_WEIGHT = 16
 LOSSES = {"regression": "mse", "classification": "sparse_categorical_crossentropy"}
 
 
@@ -41,11 +45,11 @@ def dense(features: int, outputs: int, task: Task) -> Callable[..., keras.Model]
         dropout: float = 0.0,
     ) -> keras.Model:
         check_known("activation", activation, keras.activations)
-        check_known("optimizer", optimizer, keras.optimizers)
+        rule = check_known("optimizer", optimizer, keras.optimizers)
         rate = _checked("learning_rate", learning_rate, lambda number: 0 < number < math.inf, "above 0", 1e-3)
         dropped = _checked("dropout", dropout, lambda number: 0 <= number < 1, "from 0 to below 1", 0.2)
         model = keras.Sequential([keras.Input((features,))])
-        for units in _widths(hidden, depth):
+        for units in _widths(hidden, depth, features):
             model.add(keras.layers.Dense(units, activation))
             if dropped:
                 model.add(keras.layers.Dropout(dropped))
@@ -53,7 +57,7 @@ def dense(features: int, outputs: int, task: Task) -> Callable[..., keras.Model]
         ends = "sigmoid" if is_binary else "softmax" if task == "classification" else None
         model.add(keras.layers.Dense(1 if is_binary else outputs, ends))
         model.compile(
-            keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": rate}}),
+            rule(learning_rate=rate),
             "binary_crossentropy" if is_binary else LOSSES[task],
             metrics=["accuracy"] if task == "classification" else None,
         )
@@ -62,13 +66,23 @@ def dense(features: int, outputs: int, task: Task) -> Callable[..., keras.Model]
     return network
 
 
-def _widths(hidden: Any, depth: Any) -> list[int]:
+def _widths(hidden: Any, depth: Any, features: int) -> list[int]:
     widths = list(hidden) if isinstance(hidden, list | tuple) else [hidden] * (depth if _is_count(depth) else 1)
     if not all(map(_is_count, widths)) or not _is_count(depth) or (isinstance(hidden, list | tuple) and depth != 1):
         raise ValueError(
             "`hidden` must be the units of each layer, and `depth` the number of layers, or `hidden` the list of units "
             f"layer by layer, with `depth` left out. Received: hidden={hidden!r}, depth={depth!r}. "
             "Write for example hidden = 8 and depth = 2, or hidden = [16, 8]."
+        )
+    weights, room = (
+        sum((before + 1) * units for before, units in itertools.pairwise([features, *widths])),
+        free_memory(),
+    )
+    if weights * BYTES_OF_WEIGHT > room:
+        raise ValueError(
+            "`hidden` must be such that a network has room in the memory that is free, which is "
+            f"{shown(room)}. Received: hidden={hidden!r}, depth={depth!r}, which is {weights:,} weights of "
+            f"{BYTES_OF_WEIGHT} bytes with what trains them. Take fewer units."
         )
     return widths
 
@@ -86,16 +100,18 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def check_known(argument: str, name: Any, module: Any) -> None:
-    """Raises unless Keras knows a function or class by this name."""
+def check_known(argument: str, name: Any, module: Any) -> Any:
+    """Returns the function or class that Keras knows by this name, in capitals or not; raises if it knows none."""
     public = [each for each in dir(module) if not each.startswith("_") and callable(getattr(module, each))]
-    others = {"get", "serialize", "deserialize", "Optimizer", "LossScaleOptimizer"}
-    known = sorted({each.lower() for each in public if each not in others})
+    others = {"get", "serialize", "deserialize", "Optimizer", "LossScaleOptimizer", "MultiOptimizer", "OptimizerMap"}
+    found = {each.lower(): getattr(module, each) for each in public if each not in others}
+    known = sorted(found)
     if not isinstance(name, str) or name.lower() not in known:
         raise ValueError(
             f"`{argument}` must be one of Keras's: {', '.join(known)}. Received: {argument}={name!r}. "
             f"{suggestion(name, known)}"
         )
+    return found[name.lower()]
 
 
 def function_in(folder: Path, name: Any) -> Callable:

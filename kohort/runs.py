@@ -138,11 +138,15 @@ class Shown:
     """What a person sees of a run: a bar over all members, or plain lines where no bar is seen, or one per block."""
 
     def __init__(self, members: int, verbose: str | int) -> None:
-        """Shows nothing before the first block."""
+        """Says at once how many members are to be trained: the first block may take long, and compiles."""
         self.members, self.done = members, 0
         self.verbose = 1 if verbose == "auto" else int(verbose)
         self.bar = keras.utils.Progbar(members, unit_name="member") if self.verbose == 1 and shows_bars() else None
         self._start = self._told = time.perf_counter()
+        if self.bar is not None:
+            self.bar.update(0, finalize=False)
+        elif self.verbose:
+            print(f"0/{members} members - 0s", flush=True)
 
     def update(self, row: TrialRow, block: BlockRow) -> None:
         """Takes in a block that is committed."""
@@ -160,5 +164,5 @@ class Shown:
 
     def finish(self) -> None:
         """Ends the line of a bar that did not come to its end."""
-        if self.bar is not None and 0 < self.done < self.members:
+        if self.bar is not None and self.done < self.members:
             print()

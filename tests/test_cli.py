@@ -108,13 +108,14 @@ def test_the_same_command_trains_nothing_and_more_seeds_train_the_new_ones(folde
     monkeypatch.setattr(executors, "in_threads", counting)
     first, progress = told(capsys, "study", "xor.toml")
     assert (trained, progress) == ([], "")
-    assert first == f"{kohort.open('xor.kohort').table(loss=0.2)}\nkept in xor.kohort\n"
+    kept = "kept in xor.kohort: `kohort table xor.kohort --solved loss=0.2` shows it again"
+    assert first == f"{kohort.open('xor.kohort').table(loss=0.2)}\n{kept}\n"
 
     (folder / "xor.toml").write_text(STUDY.format(seeds=8))
     out, progress = told(capsys, "study", "xor.toml", "--json")
     assert sorted(trained) == [6, 6, 7, 7]
     assert [row["seeds"] for row in json.loads(out)["rows"]] == [8, 8]
-    assert re.fullmatch(r"4/4 members - \d+s\n", progress)  # a plain line, because it is no terminal
+    assert re.fullmatch(r"0/4 members - 0s\n4/4 members - \d+s\n", progress)  # plain lines: it is no terminal
 
 
 def test_an_interrupted_study_says_how_to_go_on(folder, capsys, monkeypatch):

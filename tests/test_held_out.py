@@ -122,8 +122,22 @@ def test_scores_are_those_of_scikit_learn(told):
         assert judged.plain == pytest.approx(root_mean_squared_error(target.values, plain))
         assert judged.comparison == compared_values(*errors, "down", 0.95, "the error")
         assert judged.agreement is None
-    assert judged.single == pytest.approx((np.median(scores), *np.quantile(scores, [0.025, 0.975])))
+    assert judged.single[1:] == pytest.approx(np.quantile(scores, [0.025, 0.975]))
+    if target.classes:
+        whole = [accuracy_score(target.values, each.argmax(axis=1)) for each in ours.members]
+    else:
+        whole = [root_mean_squared_error(target.values, each) for each in ours.members]
+    assert judged.single.value == pytest.approx(np.median(whole))
     assert (judged.diverged, judged.members) == (0, 6)
+
+
+def test_one_network_of_one_seed_is_judged_as_its_ensemble_is(told):
+    """Folds of few rows have scores whose median says nothing of all rows."""
+    target, _, ours = told
+    splits = held_out.splits_of(target, 9)
+    judged = held_out._judged(Told(ours.members[:1]), target, splits, 9, 1.5)
+    assert judged.single.value == pytest.approx(judged.ensemble.value)
+    assert held_out._judged(Told(ours.members[:1] * np.nan), target, splits, 9, 1.5).diverged == 9
 
 
 def test_who_diverged_is_counted_and_right_of_nothing(told):
@@ -203,7 +217,9 @@ def test_fit_tells_what_was_found_out_and_saves_networks_that_predict(folder, ca
     ]
     about = json.loads(said(capsys, "fit", "a.csv", "--target", "kind", *WORDS, "--json").out)
     assert about["ensemble"] == judged[0].ensemble._asdict()
-    assert about["comparison"] == judged[0].comparison._asdict()
+    compared = judged[0].comparison._asdict()
+    assert about["comparison"] == {"rows": compared.pop("seeds"), **compared}
+    assert about["agreement"] == dict(zip(("rows", "right"), judged[0].agreement, strict=True))
     assert (about["rows"], about["rows_without_target"], about["folds"], about["members"]) == (30, 1, 3, 6)
 
     predictor = held_out.load("a.kohort")
@@ -324,3 +340,21 @@ def test_a_predictor_that_holds_something_else(tmp_path):
     files.write(tmp_path / "a.kohort", "predictor", 1, files.Contents({"columns": {}}, {}))
     with refused(ValueError, r"`path` must be a file that `kohort fit --save` wrote"):
         held_out.load(tmp_path / "a.kohort")
+
+
+def test_predictions_are_not_written_as_csv_into_a_file_of_another_kind(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert cli.main(["predict", "a.kohort", "a.csv", "--to", "p.parquet"]) == 2
+    error = capsys.readouterr().err
+    assert error == ("kohort: `--to` must name a file of CSV. Received: 'p.parquet'. Write for example `--to p.csv`.\n")
+    assert not (folder / "p.parquet").exists()
+
+
+def test_an_interrupted_fit_says_that_nothing_is_kept(folder, capsys, monkeypatch):
+    def pressed(*arguments, **options):
+        raise KeyboardInterrupt("Epoch 3 was the last; initial_epoch=3 goes on from there")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(held_out, "judge", pressed)
+    assert cli.main(["fit", "a.csv", "--target", "kind"]) == 130
+    assert capsys.readouterr().err == "kohort: interrupted. Nothing is kept: the command begins anew\n"

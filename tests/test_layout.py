@@ -455,3 +455,8 @@ def test_annotations_of_kohort_are_checked_with_their_shapes():
 def test_annotations_are_not_checked_where_kohort_must_complain_itself(annotations_unchecked):
     with pytest.raises(TypeError, match="not iterable"):
         blocks.seeds_of(3)
+
+
+def test_what_is_offered_for_completion_is_for_users():
+    assert sorted(dir(kohort)) == sorted(kohort.__all__)
+    assert all(hasattr(kohort, name) for name in kohort.__all__)

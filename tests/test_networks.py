@@ -1,5 +1,6 @@
 """Networks by their words, and functions that stand beside a file."""
 
+import re
 import sys
 
 import keras
@@ -47,6 +48,12 @@ def test_classes_end_in_their_probabilities(classes, units, end, loss):
         ({"activation": "rely"}, r"`activation` must be one of Keras's: .*'rely'\. Write 'relu'\."),
         ({"optimizer": "adm"}, r"`optimizer` must be one of Keras's: .*Write 'adam'\."),
         ({"activation": 3}, r"`activation` must be one of Keras's"),
+        ({"optimizer": "MultiOptimizer"}, r"`optimizer` must be one of Keras's: ((?!multi|map).)* Received"),
+        (
+            {"hidden": 10**9},
+            r"`hidden` must be such that a network has room .* which is .* weights of 16 b",
+        ),
+        ({"hidden": 10**6, "depth": 2}, r"`hidden` must .* depth=2, which is 1,000,\d{3},000,000 weights"),
         ({"hidden": 0}, r"`hidden` must be the units of each layer"),
         ({"hidden": 2.5}, r"`hidden` must be the units of each layer"),
         ({"hidden": [4, 2], "depth": 2}, r"`hidden` .* Received: hidden=\[4, 2\], depth=2"),
@@ -78,6 +85,16 @@ def folder(tmp_path):
     sys.path[:] = path
     for name in set(sys.modules) - before:
         del sys.modules[name]
+
+
+def test_every_optimizer_that_is_named_makes_a_network():
+    with pytest.raises(ValueError, match=r"must be one of Keras's: (.*)\. Received") as refusal:
+        networks.check_known("optimizer", "?", keras.optimizers)
+    named = re.search(r"must be one of Keras's: (.*?)\. Received", str(refusal.value))[1].split(", ")
+    assert {"adam", "lamb", "muon", "sgd"} <= set(named)
+    network = networks.dense(2, 1, "regression")
+    for name in named:
+        assert type(network(optimizer=name).optimizer).__name__.lower() == name
 
 
 def test_functions_beside_the_file(folder):

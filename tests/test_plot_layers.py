@@ -192,7 +192,7 @@ def test_layers_that_do_not_exist():
     message = r"`layer` must be the name or number of a layer of the model, one of 'first', 'second', 'last'"
     model = functional()
     named = message.replace("one of 'first'", f"one of '{model.layers[0].name}', 'first'")
-    for layer in ("third", 4, -5, None, 1.5, True, keras.layers.Dense(1)):
+    for layer in ("third", 4, -5, None, 1.5, True, X, keras.layers.Dense(1)):
         with pytest.raises(ValueError, match=named):
             plot.units(model, layer, X)
         with pytest.raises(ValueError, match=named):

@@ -276,10 +276,10 @@ def test_progress_is_shown(tmp_path, capsys):
     study = study_of(tmp_path, {"hidden": [2, 3]}, 2)
     study.run(X, Y, epochs=1, verbose=2)
     lines = capsys.readouterr().out.splitlines()
-    assert sorted(re.sub(r"[\d.]+ s$", "t", line.split(" - ")[1]) for line in lines) == [
+    assert sorted(re.sub(r"[\d.]+ s$", "t", line.split(" - ")[1]) for line in lines[1:]) == [
         "hidden=2: 2 more, t", "hidden=3: 2 more, t",
     ]  # fmt: skip
-    assert [line.split(" - ")[0] for line in lines] == ["2/4 members", "4/4 members"]
+    assert [line.split(" - ")[0] for line in lines] == ["0/4 members", "2/4 members", "4/4 members"]
     study.extend(seeds=4, verbose=1)
     assert "4/4" in capsys.readouterr().out
     study.extend(seeds=5, verbose=0)
@@ -290,7 +290,7 @@ def test_on_a_terminal_a_bar_counts_members(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("kohort.runs.shows_bars", lambda: True)
     study_of(tmp_path, {"hidden": [2, 3]}, 2).run(X, Y, epochs=1)
     written = re.sub("\x1b.*?m", "", capsys.readouterr().out)
-    assert re.findall(r"\r(\d+/\d+) \S+ \d+s \d+\w+/member", written) == ["2/4", "4/4"]
+    assert re.findall(r"\r(\d+/\d+) \S+ \d+s \d+\w+/member", written) == ["0/4", "2/4", "4/4"]
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, tasks, ctrl_c):

@@ -259,6 +259,7 @@ def test_two_processes_on_one_study(tmp_path):
     path, block = tmp_path / "a.kohort", killed_study.BLOCK
     first = driver("waiting", path)
     try:
+        assert first.stdout.readline() == "0/72 members - 0s\n"
         for blocks in (1, 2):
             print(file=first.stdin, flush=True)
             assert select.select([first.stdout], [], [], 120)[0], "nothing is said of the block"

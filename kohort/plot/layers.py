@@ -30,7 +30,8 @@ def layer_of(model: Any, layer: Any) -> keras.Layer:
     is_number = isinstance(layer, int | np.integer) and not isinstance(layer, bool)
     if is_number and -len(names) <= layer < len(names):
         return model.layers[layer]
-    found = next((each for each in model.layers if each is layer or each.name == layer), None)
+    is_name = isinstance(layer, str)
+    found = next((each for each in model.layers if each is layer or (is_name and each.name == layer)), None)
     shown = ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
     accepted = f"the name or number of a layer of the model, one of {shown}"
     require(found is not None, "layer", accepted, layer, "See `model.summary()`.")
