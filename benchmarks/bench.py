@@ -436,9 +436,9 @@ the median, the lowest and the highest. Networks per second are trainings to the
 were timed, the time counts per epoch. `Cohort.fit` is timed with the initialisation of its members, `model.fit`
 without; `clone_model, compile, model.fit` is the loop over seeds that a user would write, its compilations included.
 What is no ratio depends on the machine of the day: one trained 236 networks of moons 2-32-32-1 a second by commit
-754ef7a, and another of the same description 142 to 159 by 17a4a12, of which the programs are the same. On a third, where
-`import jax, keras` takes 3.3 s, the study of XOR took 31.4 s cold and 11 s with its programs kept (commit 6363411), where
-one of the others took 17.2 s and 5.87 s: each table says how long that import took, from then on.
+754ef7a, and another of the same description 142 to 159 by 17a4a12, of which the programs are the same. On a third,
+where `import jax, keras` takes 3.3 s, the study of XOR took 31.4 s cold and 11 s with its programs kept (commit
+6363411), where one of the others took 17.2 s and 5.87 s: each table says how long that import took, from then on.
 First fits, with what XLA takes to compile (or to load what an earlier process compiled), are those in new processes:
 {starts} of each, the median counts.
 """

@@ -19,6 +19,9 @@ from kohort.checks import received
 from kohort.choice import free_memory, shown
 from kohort.tables import Task, suggestion
 
+# What Keras names beside, or what takes more than a name, or gives fewer numbers than it takes.
+OTHERS = {"get", "serialize", "deserialize", "glu", "threshold"}
+OTHERS |= {"Optimizer", "LossScaleOptimizer", "MultiOptimizer", "OptimizerMap"}
 # A weight, its gradient, and two numbers that an optimizer such as Adam keeps of it.
 BYTES_OF_WEIGHT = 16
 LOSSES = {"regression": "mse", "classification": "sparse_categorical_crossentropy"}
@@ -103,8 +106,7 @@ def _is_count(value: Any) -> bool:
 def check_known(argument: str, name: Any, module: Any) -> Any:
     """Returns the function or class that Keras knows by this name, in capitals or not; raises if it knows none."""
     public = [each for each in dir(module) if not each.startswith("_") and callable(getattr(module, each))]
-    others = {"get", "serialize", "deserialize", "Optimizer", "LossScaleOptimizer", "MultiOptimizer", "OptimizerMap"}
-    found = {each.lower(): getattr(module, each) for each in public if each not in others}
+    found = {each.lower(): getattr(module, each) for each in public if each not in OTHERS}
     known = sorted(found)
     if not isinstance(name, str) or name.lower() not in known:
         raise ValueError(

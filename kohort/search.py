@@ -94,7 +94,10 @@ def sobol(space: Mapping[str, Any], trials: int, seed: int = 0) -> list[dict[str
 
 def _at(values: Any, share: float) -> Any:
     """Returns the value at this share of a distribution, or of a list."""
-    return values.ppf(share) if hasattr(values, "ppf") else list(values)[int(share * len(values))]
+    if not hasattr(values, "ppf"):
+        return list(values)[int(share * len(values))]
+    value = values.ppf(max(share, np.finfo(float).tiny))  # at 0 a distribution of integers is one below its lowest
+    return int(value) if hasattr(values, "pmf") else value  # which SciPy returns as a float
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +132,7 @@ def optuna(
     """Lets Optuna choose the trials of a study: asked for a batch, which is trained at once, and told the results.
 
     What the study holds already is told first, so that a search goes on where it was, in an Optuna study in memory.
+    With more epochs those of before are trained on first; what a search has been told of them already, it keeps.
     Interrupted, it tells what of the batch is trained, and that the rest has failed; called again, it goes on.
 
     Args:
@@ -188,10 +192,16 @@ def optuna(
     _check_distributions(package, distributions)
     own_seeds = set(check_seeds(seeds))
     begun = _begun(path, distributions)
-    half = [trial.parameters for trial in begun.values() if not own_seeds <= set(trial.seeds)]
+    epochs = arguments.get("epochs", 1)
+    half = [
+        trial.parameters
+        for trial in begun.values()
+        if not own_seeds <= set(trial.seeds) or len(trial.history.epoch) < epochs
+    ]
     study = Study(path, network, half, seeds) if half else None
     if study is not None:
-        study.run(x, y, trials=half, **arguments)  # an interrupted batch leaves some with a part of their members
+        # An interrupted batch leaves some with a part of their members, and a shorter one all with fewer epochs.
+        study.run(x, y, trials=half, **arguments)
         begun = _begun(path, distributions)
     _tell(package, search, [own for own in search.trials if own.state == _states(package).RUNNING], begun, by)
     _add(package, search, begun, distributions, by)
@@ -296,7 +306,15 @@ def _finished(package: Any, search: Any, trial: Trial, distributions: Mapping[st
     value = _value(search, trial, by)
     states = _states(package)
     ended: dict[str, Any] = {"value": value} if math.isfinite(value) else {"state": states.FAIL}
-    return package.trial.create_trial(params=trial.parameters, distributions=dict(distributions), **ended)
+    try:
+        return package.trial.create_trial(params=trial.parameters, distributions=dict(distributions), **ended)
+    except ValueError as error:
+        told = ", ".join(f"{name}={value!r}" for name, value in trial.parameters.items())
+        raise ValueError(
+            "`distributions` must hold the values of all trials that the study has, which the search is told. "
+            f"Received: {received('distributions', distributions)}, and a trial with {told}. "
+            "Widen them, or search under another path."
+        ) from error
 
 
 def _states(package: Any) -> Any:

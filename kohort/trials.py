@@ -444,7 +444,10 @@ def having(trials: list[Trial], parameters: Mapping[str, Any]) -> list[Trial]:
 def _is_at(trial: Trial, name: str, value: Any) -> bool:
     own = trial.parameters.get(name, ...)
     with contextlib.suppress(TypeError, ValueError):
-        return own is not ... and canonical(own) == canonical(value.item() if hasattr(value, "item") else value)
+        asked = value.item() if hasattr(value, "item") else value
+        if isinstance(own, float) and isinstance(asked, int) and not isinstance(asked, bool):
+            return own == asked
+        return own is not ... and canonical(own) == canonical(asked)
     return False
 
 

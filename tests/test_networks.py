@@ -87,14 +87,23 @@ def folder(tmp_path):
         del sys.modules[name]
 
 
-def test_every_optimizer_that_is_named_makes_a_network():
-    with pytest.raises(ValueError, match=r"must be one of Keras's: (.*)\. Received") as refusal:
-        networks.check_known("optimizer", "?", keras.optimizers)
+@pytest.mark.parametrize(
+    ("argument", "module", "some"),
+    [
+        ("optimizer", keras.optimizers, {"adam", "lamb", "muon", "sgd"}),
+        ("activation", keras.activations, {"relu", "tanh", "swish"}),
+    ],
+)
+def test_every_name_that_is_offered_makes_a_network(argument, module, some):
+    with pytest.raises(ValueError, match="must be one of Keras's") as refusal:
+        networks.check_known(argument, "?", module)
     named = re.search(r"must be one of Keras's: (.*?)\. Received", str(refusal.value))[1].split(", ")
-    assert {"adam", "lamb", "muon", "sgd"} <= set(named)
+    assert some <= set(named)
     network = networks.dense(2, 1, "regression")
     for name in named:
-        assert type(network(optimizer=name).optimizer).__name__.lower() == name
+        made = network(hidden=4, **{argument: name})
+        assert made(np.zeros((3, 2))).shape == (3, 1)
+        assert argument != "optimizer" or type(made.optimizer).__name__.lower() == name
 
 
 def test_functions_beside_the_file(folder):

@@ -13,6 +13,7 @@ from scipy.stats import kstest, loguniform, randint, uniform
 
 import kohort
 from kohort import blocks, executors, exports
+from kohort.search import _at, _value
 
 X, Y = kohort.data.xor()
 SPACE = {"hidden": [2, 4, 8], "rate": loguniform(1e-4, 1e-1)}
@@ -376,3 +377,28 @@ def test_tools_that_are_not_there_are_named(study, monkeypatch, tmp_path):
 def test_studies_of_nothing(tmp_path):
     assert exports.members_table([]).empty
     assert exports.dataset([]).sizes["trial"] == 0
+
+
+def test_points_of_distributions_of_integers_are_integers():
+    spread = kohort.search.sobol({"hidden": randint(2, 6), "rate": uniform(0, 1)}, 8)
+    assert [type(trial["hidden"]) for trial in spread] == [int] * 8
+    assert sorted(trial["hidden"] for trial in spread) == [2, 2, 3, 3, 4, 4, 5, 5]
+    assert _at(randint(2, 6), 0.0) == 2
+
+
+def test_a_search_goes_on_with_more_epochs_of_all_trials(optuna, tmp_path):
+    def sampled(seed):
+        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+
+    searched(optuna, tmp_path / "a", sampled(1), 3, epochs=2)
+    own = sampled(2)
+    study = searched(optuna, tmp_path / "a", own, 5, epochs=4)
+    assert [len(trial.history.epoch) for trial in study.trials] == [4] * 5
+    assert sorted(each.value for each in own.trials) == sorted(_value(own, trial, "loss") for trial in study.trials)
+
+
+def test_a_search_cannot_go_on_where_what_was_trained_does_not_lie(optuna, tmp_path):
+    searched(optuna, tmp_path / "a", optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1)), 3)
+    narrow = {"rate": optuna.distributions.FloatDistribution(1.0, 2.0)}
+    with refused(ValueError, r"`distributions` must hold the values of all trials .* a trial with rate=0\.\d+\. Widen"):
+        kohort.search.optuna(optuna.create_study(), tmp_path / "a", network, narrow, X, Y, trials=4, verbose=0)

@@ -187,6 +187,15 @@ def test_parameters_that_are_not_named_are_at_their_defaults(tmp_path):
         kohort.open(study.path).trial(hidden=4)  # which knows no function
 
 
+def test_a_whole_number_names_a_trial_at_the_same_other_number(tmp_path):
+    study = trained(tmp_path, {"dropout": [0.0, 0.5]}, 2, epochs=1)
+
+    assert study.trial(dropout=0).parameters == {"dropout": 0.0}
+    for other in (False, 10**400, "0.0"):
+        with pytest.raises(ValueError, match="which none has"):
+            study.trial(dropout=other)
+
+
 def test_what_has_no_default_or_no_trial_at_it_must_be_named(tmp_path):
     def own(hidden, activation="relu"):
         return network(hidden, activation)
