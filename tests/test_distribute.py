@@ -268,6 +268,7 @@ def test_a_killed_driver_leaves_nothing_running_and_the_study_goes_on(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "a"), str(tmp_path / "log")]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=environment)
+    assert driver.stdout.readline().startswith("0/")
     assert "8 more" in driver.stdout.readline()
     below = children(driver.pid)
     heard = listening(below)

@@ -24,7 +24,9 @@ KINDS = ("abreast", "vectorized", "loop")
 
 
 def network(*middle):
-    model = keras.Sequential([keras.Input((2,)), *middle, layers.Dense(1, "sigmoid")])
+    model = keras.Sequential(
+        [keras.Input((2,)), *middle, layers.Dense(1, "sigmoid", name="last")]
+    )  # others may bear its number
     model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
     return model
 
