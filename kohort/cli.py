@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -219,8 +220,9 @@ def _study(options: argparse.Namespace) -> None:
     if options.json:
         _say_json({"study": asked.store, "solved": asked.solved, "rows": table.rows})
     else:
-        again = "".join(f" --solved {metric}={bound:g}" for metric, bound in asked.solved.items())
-        _say(f"{table}\nkept in {asked.store}: `kohort table {asked.store}{again}` shows it again")
+        solved = [word for metric, bound in asked.solved.items() for word in ("--solved", f"{metric}={bound}")]
+        again = shlex.join(["kohort", "table", str(asked.store), *solved])
+        _say(f"{table}\nkept in {asked.store}: `{again}` shows it again")
 
 
 # --- reading studies --------------------------------------------------------------------------------------------------

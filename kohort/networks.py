@@ -77,10 +77,8 @@ def _widths(hidden: Any, depth: Any, features: int) -> list[int]:
             f"layer by layer, with `depth` left out. Received: hidden={hidden!r}, depth={depth!r}. "
             "Write for example hidden = 8 and depth = 2, or hidden = [16, 8]."
         )
-    weights, room = (
-        sum((before + 1) * units for before, units in itertools.pairwise([features, *widths])),
-        free_memory(),
-    )
+    weights = sum((before + 1) * units for before, units in itertools.pairwise([features, *widths]))
+    room = free_memory()
     if weights * BYTES_OF_WEIGHT > room:
         raise ValueError(
             "`hidden` must be such that a network has room in the memory that is free, which is "

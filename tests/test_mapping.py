@@ -24,9 +24,8 @@ KINDS = ("abreast", "vectorized", "loop")
 
 
 def network(*middle):
-    model = keras.Sequential(
-        [keras.Input((2,)), *middle, layers.Dense(1, "sigmoid", name="last")]
-    )  # others may bear its number
+    last = layers.Dense(1, "sigmoid", name="last")  # a number might be that of a layer in the middle
+    model = keras.Sequential([keras.Input((2,)), *middle, last])
     model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
     return model
 
